@@ -378,7 +378,8 @@ class ViT(nn.Module):
         self.norm = nn.Identity() if pooled else nn.LayerNorm(dim, eps=config.norm_eps)
         self.fc_norm = nn.LayerNorm(dim, eps=config.norm_eps) if pooled and config.num_classes else nn.Identity()
         self.head = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
-        self.initialise()
+        if not self.patch_embed.proj.weight.is_meta:  # on the meta device there is nothing to initialise
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -342,21 +342,11 @@ def first(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-class Shell(ViT):
-    """A ViT with shapes and no memory: the tensors of a file become its parameters."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        with torch.device("meta"):
-            super().__init__(config)
-
-    def initialise(self) -> None:
-        """Nothing: random numbers without memory would have PyTorch load its compiler, for more than a second."""
-
-
 def build(name: str, path: Path, config: ViTConfig) -> ViT:
     """The teacher with the weights of a file, at the size that `config` says. Refuses a file that does not fit."""
     entry, tensors = find(name), read(path, name)
-    model = Shell(entry.config)
+    with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
+        model = ViT(entry.config)
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     both = sorted(expected.keys() & tensors.keys())
@@ -369,7 +359,8 @@ def build(name: str, path: Path, config: ViTConfig) -> ViT:
             raise refused(path, name, f"does not hold the weights of {name}: it {problem} {first(keys)}")
     if config.grid != entry.config.grid:
         tensors = {key: resample(key, value, entry.config, config) for key, value in tensors.items()}
-        model = Shell(config)
+        with torch.device("meta"):
+            model = ViT(config)
     model.load_state_dict(tensors, assign=True)
     return model
 

@@ -1,14 +1,44 @@
-"""The tests, one section per file. Each test's name is the sentence that it proves."""
+"""The tests, one section per file, from the bottom up. Each test's name is the sentence that it proves."""
 
+import argparse
+import copy
+import hashlib
+import http.server
+import importlib.util
+import io
+import json
+import math
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import warnings
+import zipfile
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
 import timm
 import torch
-import pytest
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import model
+import data
 import teachers
-from model import UserError, ViT, ViTConfig
-from teachers import TEACHERS, load_teacher
+from model import Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components
+from teachers import TEACHERS, cache_path, load_teacher, parameters, replacing, student_config
+from transfer import (LOSSES, PARTS, AttentionTransfer, PlainRouting, RowwiseCrossEntropy, RowwiseRouting, align,
+                      flash_cross_entropy, init_from, measures, parse_numbers, part_of, plain_divergence)
 
 
 @torch.no_grad()
@@ -20,8 +50,556 @@ def scramble(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         if parameter.ndim > 1 and name.endswith("weight"):
             parameter.copy_(noise / parameter[0].numel() ** 0.5)
         else:
-            parameter.copy_(0.3 * noise + (1 if name.endswith("norm.weight") else 0.2))
+            parameter.copy_(0.3 * noise + (1 if "norm" in name and name.endswith("weight") else 0.2))
     return module
+
+
+NANO = [name for name in TEACHERS if name.endswith("_nano")]
+
+
+def vit(name: str, seed: int = 0, components: str = "native", **changes) -> ViT:
+    """A random model: a nano teacher's architecture, or that of a student of it."""
+    config = TEACHERS[name].config if components == "teacher" else student_config(name, components, 8)
+    return scramble(ViT(replace(config, **changes)), seed)
+
+
+def pictures(count: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# data.py
+
+# ---------------------------------------------------------------------------------------------------------------
+# data.py
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+
+
+def write_images(folder, count, size=(40, 30), mode="RGB", suffix=".png"):
+    """`count` different images of even colours in a class folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, (8 * i, 255 - 8 * i, 100)).convert(mode).save(folder / f"{i:03}{suffix}")
+
+
+def textured_folder(path, classes=2, count=21):
+    """A plain folder of noise images, of which no two crops are alike."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (path / f"class{c}").mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(path / f"class{c}" / f"{i:02}.png")
+    return path
+
+
+def load(name, img_size=16, root="", **options):
+    return data.load_data(str(name), str(root), img_size, MEAN, STD, **options)
+
+
+def message(name, **options):
+    """The one line with which loading fails."""
+    with pytest.raises(UserError) as caught:
+        load(name, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def epoch_of(dataset, batch_size=8, **options):
+    batches = list(data.loader(dataset, batch_size, **options))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Each item is its own index, asked for with or without a seed."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, item):
+        return item[0] if isinstance(item, tuple) else item
+
+
+def numbers(count, batch_size, **options):
+    return [batch.tolist() for batch in data.loader(Numbers(count), batch_size, **options)]
+
+
+def test_importing_data_does_not_import_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # an import of it now raises
+    spec = importlib.util.spec_from_file_location("fresh", data.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_matching_repeats_from_its_seed():
+    images, labels = data.matching(300, seed=5)
+    again, same = data.matching(300, seed=5)
+    assert images.shape == (300, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert torch.equal(images, again) and torch.equal(labels, same)
+
+
+def test_matching_differs_between_seeds():
+    (images, labels), (other, others) = data.matching(300, seed=5), data.matching(300, seed=6)
+    assert (labels != others).float().mean() > 0.7
+    empty = (data.paint(data.layout(300, seed=5)) + data.paint(data.layout(300, seed=6))) == 0
+    assert torch.corrcoef(torch.stack([images[empty], other[empty]]))[0, 1].abs() < 0.02  # nor is the noise the same
+
+
+def test_fewer_matching_images_are_the_first_of_more():
+    (few, labels), (many, more) = data.matching(37, seed=1), data.matching(300, seed=1)
+    assert torch.equal(few, many[:37]) and torch.equal(labels, more[:37])
+
+
+def test_matching_makes_ten_thousand_images_a_second_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        data.matching(5000, seed=0)
+        seconds.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    assert 5000 / min(seconds) > 10_000
+
+
+def test_the_cue_has_the_colour_of_one_glyph_whose_shape_is_the_label():
+    plan = data.layout(500, seed=3)
+    _, labels = data.matching(500, seed=3)
+    cells = data.paint(plan).view(500, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(500, 16, 3, 64)
+    assert torch.equal(cells[:, 0].amin(2), cells[:, 0].amax(2))  # the cue fills its cell
+    colours = cells.amax(3)  # (B, 16, 3): the colour of what a cell holds, black if nothing
+    assert ((colours[:, 1:] > 0).any(2).sum(1) == 4).all()
+    match = (colours[:, 1:] == colours[:, :1]).all(2)
+    assert (match.sum(1) == 1).all()
+    drawn = cells[:, 1:][match].amax(1).view(500, 8, 8) > 0  # the glyph of the cue's colour
+    for mask, label in zip(drawn, labels.tolist()):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        found = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        stencil = torch.tensor([[p == "#" for p in row] for row in data.GLYPHS[data.SHAPES[label]].split()])
+        rows, columns = stencil.any(1), stencil.any(0)
+        assert torch.equal(found, stencil[rows][:, columns])
+
+
+def test_the_shapes_and_the_colours_are_far_from_each_other():
+    stencils = [torch.tensor([[p == "#" for p in row] for row in g.split()]) for g in data.GLYPHS.values()]
+    assert len(data.SHAPES) == 8 and all(s.shape == (6, 6) for s in stencils)
+    assert min((a ^ b).sum() for i, a in enumerate(stencils) for b in stencils[:i]) >= 8
+    with_black = torch.cat([data.COLOURS, torch.zeros(1, 3)])
+    assert len(data.COLOURS) == 8 and torch.pdist(with_black).min() > 0.8
+
+
+def test_matching_noise_has_a_deviation_of_015():
+    images, _ = data.matching(500, seed=0)
+    clean = data.paint(data.layout(500, seed=0))
+    grey = clean == 0.5  # far from both ends, so hardly clamped
+    assert abs((images - clean)[grey].std() - 0.15) < 0.003 and abs((images - clean)[grey].mean()) < 0.003
+    assert images.min() == 0 and images.max() == 1
+
+
+def test_the_commonest_shape_is_right_for_41_percent_and_labels_are_even():
+    plan = data.layout(10_000, seed=0)
+    _, labels = data.matching(10_000, seed=0)
+    commonest = torch.nn.functional.one_hot(plan.shapes, 8).sum(1).argmax(1)
+    assert 0.38 < (commonest == labels).float().mean() < 0.44
+    assert (labels.bincount(minlength=8) / 10_000 - 1 / 8).abs().max() < 0.015
+
+
+def test_matching_is_loaded_normalised_and_resized():
+    raw, labels = data.matching(20, data.TRAIN_SEED)
+    small, large = load("matching", 32, train_images=20), load("matching", 48, train_images=20)
+    expected = (raw[7] - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert torch.allclose(small.train[7][0], expected, atol=1e-6)
+    assert small.train[7][1] == labels[7] and type(small.train[7][1]) is int
+    resized = torch.nn.functional.interpolate(expected[None], (48, 48), mode="bilinear", antialias=True)[0]
+    assert torch.allclose(large.train[(7, 123)][0], resized, atol=1e-5)
+    assert (len(small.train), len(small.val), small.classes) == (20, 10_000, data.SHAPES)
+
+
+def test_matching_has_500_training_images_that_are_not_held_out():
+    loaded = load("matching", 32)
+    assert len(loaded.train) == 500
+    held = {image.numpy().tobytes() for image in loaded.val.images}
+    assert len(held) == 10_000 and not any(image.numpy().tobytes() in held for image in loaded.train.images)
+
+
+def test_a_batch_of_matching_comes_within_5_ms():
+    batches = iter(data.loader(data.Matching(128 * 12, 0, 32, MEAN, STD), 128, seed=0))
+    seconds = []
+    for _ in range(12):
+        began = time.perf_counter()
+        next(batches)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.005
+
+
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation():
+    images = torch.rand(4, 3, 8, 8)
+    for channel in range(3):
+        expected = (images[:, channel] - MEAN[channel]) / STD[channel]
+        assert torch.allclose(data.normalise(images, MEAN, STD)[:, channel], expected, atol=1e-6)
+
+
+def test_a_folder_with_train_and_val_is_read_as_it_is_parted(tmp_path):
+    for part, count in [("train", 3), ("val", 2)]:
+        for name in "cat", "dog":
+            write_images(tmp_path / part / name, count)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    loaded = load(tmp_path)
+    assert (len(loaded.train), len(loaded.val), loaded.classes) == (6, 4, ["cat", "dog"])
+    image, label = loaded.train[5]  # the third dog
+    assert image.shape == (3, 16, 16) and label == 1
+    assert torch.allclose(image[:, 8, 8], (torch.tensor([16, 239, 100]) / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_a_plain_folder_holds_out_every_tenth_image_of_each_class(tmp_path):
+    for name, count in [("cat", 21), ("dog", 2), ("eel", 10)]:
+        write_images(tmp_path / name, count)
+    loaded = load(tmp_path)
+    assert loaded.classes == ["cat", "dog", "eel"]
+    assert Counter(loaded.train.labels) == {0: 18, 1: 1, 2: 9} and Counter(loaded.val.labels) == {0: 3, 1: 1, 2: 1}
+    paths = [path for part in (loaded.train, loaded.val) for _, path in part.source.samples]
+    assert len(set(paths)) == 33
+
+
+def test_views_are_cropped_above_64_px_and_whole_below(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):  # black, with white columns at both ends that a central square leaves out
+            image = Image.new("RGB", (200, 100), "white")
+            image.paste("black", (20, 0, 180, 100))
+            image.save(tmp_path / name / f"{i}.png")
+    black = data.normalise(torch.zeros(3, 80, 80), MEAN, STD)
+    assert torch.allclose(load(tmp_path, 80).val[0][0], black)
+    assert load(tmp_path, 64).val[0][0][0, :, 0].min() > 2  # (1 - 0.5) / 0.2 is white
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1"])
+def test_images_of_other_modes_become_rgb(tmp_path, mode):
+    suffix = ".jpg" if mode == "CMYK" else ".png"
+    for name in "ab":
+        write_images(tmp_path / name, 2, mode=mode, suffix=suffix)
+    assert Image.open(tmp_path / "a" / f"000{suffix}").mode == mode
+    assert load(tmp_path).train[0][0].shape == (3, 16, 16)
+
+
+def test_a_misspelt_data_set_is_answered_with_the_nearest():
+    text = message("matchin")
+    assert "'matchin'" in text and "matching" in text and "folder" in text
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    assert str(tmp_path / "nowhere") in message(tmp_path / "nowhere")
+
+
+def test_a_folder_without_class_folders_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
+    assert str(tmp_path) in message(tmp_path) and "class" in message(tmp_path)
+
+
+def test_an_empty_class_is_named(tmp_path):
+    write_images(tmp_path / "cat", 2)
+    (tmp_path / "dog").mkdir()
+    assert "'dog'" in message(tmp_path) and "'cat'" not in message(tmp_path)
+
+
+def test_a_class_with_one_image_is_named_where_some_are_held_out(tmp_path):
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 1)
+    assert "'dog'" in message(tmp_path) and "'cat'" not in message(tmp_path)
+
+
+def test_a_validation_class_that_is_not_trained_is_named(tmp_path):
+    write_images(tmp_path / "train" / "cat", 1)
+    write_images(tmp_path / "val" / "cat", 1)
+    write_images(tmp_path / "val" / "eel", 1)
+    assert "'eel'" in message(tmp_path)
+
+
+def test_a_file_that_is_no_image_is_named_with_its_class(tmp_path):
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 2)
+    (tmp_path / "dog" / "001.png").write_bytes(b"nothing of the kind")
+    text = message(tmp_path)
+    assert str(tmp_path / "dog" / "001.png") in text and "'dog'" in text
+
+
+def test_a_truncated_image_loads_with_a_warning_that_names_it(tmp_path):
+    textured_folder(tmp_path, count=3)
+    path = tmp_path / "class1" / "01.jpg"
+    Image.open(tmp_path / "class1" / "01.png").resize((300, 300)).save(path)
+    (tmp_path / "class1" / "01.png").unlink()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    loaded = load(tmp_path, 60)
+    index = [p for _, p in loaded.train.source.samples].index(path)
+    with pytest.warns(UserWarning) as caught:
+        image, label = loaded.train[index]
+    assert len(caught) == 1 and str(path) in str(caught[0].message) and "'class1'" in str(caught[0].message)
+    assert label == 1 and image[:, :20].std(dim=(1, 2)).min() > 0.1  # the top was decoded
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.train[0]  # the others load in silence
+
+
+def test_too_many_or_too_few_training_images_are_answered_with_both_numbers(tmp_path):
+    textured_folder(tmp_path, classes=3, count=4)  # of which 9 train
+    assert "10 training" in message(tmp_path, train_images=10) and " 9 " in message(tmp_path, train_images=10)
+    assert "2 training" in message(tmp_path, train_images=2) and " 3 " in message(tmp_path, train_images=2)
+    assert "0 training" in message("matching", train_images=0) and " 1" in message("matching", train_images=0)
+
+
+def test_a_subset_is_balanced_and_the_same_at_every_call(tmp_path):
+    textured_folder(tmp_path, classes=3, count=12)  # of which 30 train
+    subset = load(tmp_path, train_images=14).train
+    assert sorted(Counter(subset.labels).values()) == [4, 5, 5]
+    assert len(set(subset.indices)) == 14 and subset.indices != sorted(subset.indices)
+    torch.manual_seed(99)
+    assert load(tmp_path, train_images=14).train.indices == subset.indices
+    assert load(tmp_path, train_images=20).train.indices[:14] == subset.indices
+    assert all(subset[i][1] == subset.labels[i] == subset.source.samples[subset.indices[i]][0] for i in range(14))
+
+
+def test_missing_imagenet_says_where_it_belongs(tmp_path):
+    text = message("imagenet", root=tmp_path)
+    assert f"{tmp_path}/imagenet/train" in text and f"{tmp_path}/imagenet/val" in text
+
+
+def test_imagenet_is_read_from_its_folders(tmp_path):
+    for part in "train", "val":
+        write_images(tmp_path / "imagenet" / part / "n01440764", 2)
+    assert len(load("imagenet", root=tmp_path).val) == 2
+
+
+@pytest.mark.parametrize("name", list(data.SOURCES))
+def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(name, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    asked = []
+
+    class Offline(getattr(datasets, data.SOURCES[name].kind)):
+        def __init__(self, root, **options):
+            asked.append(options)
+            raise urllib.error.URLError("no route\nto host")
+
+    monkeypatch.setattr(datasets, data.SOURCES[name].kind, Offline)
+    text = message(name, root=tmp_path)
+    assert name in text and f"{tmp_path}/{data.SOURCES[name].files}" in text and "no route" in text
+    assert asked[0]["download"] is True
+
+
+@pytest.mark.parametrize("name", sorted(set(data.SOURCES) - {"svhn", "flowers102"}))  # these want scipy first
+def test_torchvision_looks_for_a_set_and_does_not_find_it(name, tmp_path):
+    assert f"cannot load {name}" in message(name, root=tmp_path)
+
+
+def write_fashion_mnist(root):
+    """20 training and 10 test images as torchvision keeps them: idx files, of which image i is 10 * i all over."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in [("train", 20), ("t10k", 10)]:
+        pixels = np.repeat(np.arange(count, dtype=np.uint8) * 10, 28 * 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, count, 28, 28) + pixels.tobytes())
+        labels = bytes(i % 10 for i in range(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + labels)
+
+
+def test_fashion_mnist_loads_as_rgb_at_the_size_asked_for(tmp_path):
+    write_fashion_mnist(tmp_path)
+    loaded = load("fashion_mnist", 48, root=tmp_path)
+    assert (len(loaded.train), len(loaded.val), loaded.classes[9]) == (20, 10, "Ankle boot")
+    image, label = loaded.train[13]
+    assert label == 3 and image.shape == (3, 48, 48) and image.dtype == torch.float32 and type(image) is torch.Tensor
+    assert torch.allclose(image[:, 0, 0], (130 / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_inat2018_holds_out_every_tenth_image_of_each_species(tmp_path):
+    for species, count in [(0, 11), (1, 3)]:
+        write_images(tmp_path / "2018" / "Birds" / str(species), count)
+    loaded = load("inat2018", root=tmp_path)
+    assert Counter(loaded.train.labels) == {0: 9, 1: 2} and Counter(loaded.val.labels) == {0: 2, 1: 1}
+    assert [name for _, name in loaded.val.source.index] == ["000.png", "010.png", "000.png"]
+    assert loaded.classes == ["Birds/0", "Birds/1"] and loaded.val[2][1] == 1
+
+
+def test_imagenette_takes_the_first_name_of_each_class(tmp_path):
+    for part in "train", "val":
+        for wnid in "n01440764", "n02102040":
+            write_images(tmp_path / "imagenette2-320" / part / wnid, 2, suffix=".jpeg")
+    loaded = load("imagenette", root=tmp_path)
+    assert loaded.classes == ["tench", "English springer"] and loaded.train.labels == [0, 0, 1, 1]
+
+
+def test_augmentation_is_the_same_with_0_and_2_workers(tmp_path):
+    train = load(textured_folder(tmp_path)).train
+    alone, labels = epoch_of(train, seed=1, epoch=2)
+    helped, same = epoch_of(train, seed=1, epoch=2, workers=2)
+    assert torch.equal(alone, helped) and torch.equal(labels, same) and len(alone) == 36
+
+
+def test_augmentation_depends_on_seed_epoch_and_index(tmp_path):
+    train = load(textured_folder(tmp_path)).train
+    first = {index: seed for batch in data.loader(train, 8, seed=1, epoch=0).batch_sampler for index, seed in batch}
+    later = {index: seed for batch in data.loader(train, 8, seed=1, epoch=1).batch_sampler for index, seed in batch}
+    other = {index: seed for batch in data.loader(train, 8, seed=2, epoch=0).batch_sampler for index, seed in batch}
+    assert len({*first.values(), *later.values(), *other.values()}) == 3 * len(train)
+    assert not torch.equal(train[(3, first[3])][0], train[(3, later[3])][0])
+    assert torch.equal(train[(3, first[3])][0], train[(3, first[3])][0])
+
+
+def test_images_are_augmented_in_training_alone(tmp_path):
+    textured_folder(tmp_path)
+    train, plain = load(tmp_path).train, load(tmp_path, augment=False).train
+    assert not torch.equal(train[(0, 1)][0], train[0][0])
+    assert torch.equal(train[0][0], plain[0][0]) and torch.equal(plain[(0, 1)][0], plain[0][0])
+
+
+def test_loading_leaves_the_global_random_state_alone(tmp_path):
+    train = load(textured_folder(tmp_path)).train
+    before = torch.get_rng_state()
+    epoch_of(train, seed=0)
+    epoch_of(data.Matching(20, 0, 32, MEAN, STD))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_digits_are_never_mirrored_but_other_images_are():
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1)))  # brighter to the right
+    rises = {}
+    for name in "svhn", "cifar10":
+        _, augmented, _ = data.views(name, 32)
+        torch.manual_seed(0)
+        crops = [np.asarray(augmented(ramp.convert("RGB")), dtype=int) for _ in range(40)]
+        rises[name] = [crop[16, -1, 0] > crop[16, 0, 0] for crop in crops]
+    assert all(rises["svhn"]) and 5 < sum(rises["cifar10"]) < 35
+
+
+def test_evaluation_shards_part_the_set_in_order():
+    shards = [sum(numbers(23, 4, shard=(rank, 3)), []) for rank in range(3)]
+    assert shards[1] == list(range(1, 23, 3))
+    assert sorted(sum(shards, [])) == list(range(23))
+    assert [len(batch) for batch in numbers(23, 4)] == [4, 4, 4, 4, 4, 3]
+
+
+def test_training_shards_part_each_global_batch():
+    whole = numbers(23, 6, seed=3, epoch=1)
+    assert [len(batch) for batch in whole] == [6, 6, 6, 5] and sorted(sum(whole, [])) == list(range(23))
+    shards = [numbers(23, 6, seed=3, epoch=1, shard=(rank, 2)) for rank in range(2)]
+    for batch, first, second in zip(whole, *shards, strict=True):
+        assert batch[0::2] == first and batch[1::2] == second
+
+
+def test_a_last_batch_that_leaves_a_shard_empty_is_left_out_of_all():
+    shards = [numbers(25, 8, seed=0, shard=(rank, 4)) for rank in range(4)]
+    assert [[len(batch) for batch in shard] for shard in shards] == [[2, 2, 2]] * 4
+
+
+def test_batches_are_shuffled_by_seed_and_epoch():
+    orders = [sum(numbers(50, 8, seed=seed, epoch=epoch), []) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    assert len({tuple(order) for order in [*orders, range(50)]}) == 5
+    assert numbers(50, 8, seed=1, epoch=1) == numbers(50, 8, seed=1, epoch=1, workers=2)
+
+
+def test_start_skips_batches():
+    assert numbers(23, 4, seed=3, start=2) == numbers(23, 4, seed=3)[2:]
+    assert numbers(23, 4, start=5) == [[20, 21, 22]]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# model.py
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_standard_vit_opens_in_timm_strictly_and_gives_the_same_logits(pool):
+    config = ViTConfig(img_size=32, patch_size=8, dim=64, depth=4, heads=4, num_classes=8, pool=pool)
+    ours = scramble(ViT(config)).eval()
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=4,
+                               num_classes=8, global_pool=pool).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert relative(ours(pictures()), theirs(pictures())) < 1e-5
+
+
+def test_qk_norm_is_timms():
+    theirs = scramble(timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, qk_norm=True, num_classes=5)).eval()
+    ours = ViT(ViTConfig(img_size=32, patch_size=8, dim=192, heads=3, qk_norm=True, num_classes=5)).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert relative(ours(pictures()), theirs(pictures())) < 1e-5
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_the_rows_of_every_map_sum_to_one_and_the_map_times_v_is_what_attention_reads(name):
+    model, seen = vit(name).eval(), []
+    model(pictures(), watch=lambda number, attended: seen.append(attended))
+    for m, (routing, v, _) in zip(model.attention_maps(pictures()), seen, strict=True):
+        assert torch.allclose(m.sum(-1), torch.ones(()), atol=1e-5)
+        assert torch.allclose(attend(routing, v), m @ v, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_a_model_that_is_handed_its_own_routing_computes_what_it_computed(name):
+    model = vit(name).eval()
+    routings = model.route(pictures(), 4)
+    assert torch.allclose(model(pictures(), dict(enumerate(routings))), model(pictures()), atol=1e-5)
+
+
+def test_a_block_that_is_handed_a_routing_computes_no_q_and_k(monkeypatch):
+    model = vit("deit_nano").eval()
+    routings = dict(enumerate(model.route(pictures(), 4)))
+    monkeypatch.setattr("model.Attention.route", None)
+    model(pictures(), routings)
+
+
+def test_route_computes_nothing_after_the_last_routing(monkeypatch):
+    model, ran = vit("beit_nano").eval(), []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
+    model.route(pictures(), 3)
+    assert "blocks.1.mlp" in ran and "blocks.2.norm1" in ran
+    assert not any(name.startswith(("blocks.2.mlp", "blocks.2.attn.proj", "blocks.3")) for name in ran)
+    assert "norm" not in ran and "head" not in ran
+    values = []
+    monkeypatch.setattr("model.Attention.values", lambda *inputs: values.append(1))
+    model.route(pictures(), 1)
+    assert not values
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_every_native_component_changes_what_its_model_computes(name):
+    native = vit(name).eval()
+    for component in native_components(TEACHERS[name].config):
+        if getattr(native.config, component) == "sincos":
+            continue  # differs in how it starts, and in that it stays so: the next test
+        without = ViT(replace(native.config, **{component: getattr(ViTConfig, component)}, drop_path=0)).eval()
+        scramble(without)
+        own = native.state_dict()
+        without.load_state_dict({key: own[key] if key in own and own[key].shape == value.shape else value
+                                 for key, value in without.state_dict().items()})
+        assert relative(without(pictures()), native(pictures())) > 1e-4, component
+
+
+def test_fixed_positions_are_waves_that_tell_places_apart_and_are_not_trained():
+    model = ViT(TEACHERS["mae_nano"].config)
+    assert not model.pos_embed.requires_grad and not model.pos_embed[:, 0].any()
+    waves = model.pos_embed[0, 1:]
+    assert torch.allclose(waves.square().sum(-1), torch.tensor(32.0))  # sin^2 + cos^2 = 1 for each of 32 pairs
+    assert torch.cdist(waves, waves)[~torch.eye(16, dtype=torch.bool)].min() > 0.5
+    # The dot product of two places depends on the offset between them alone.
+    products = (waves @ waves.T).view(4, 4, 4, 4)
+    assert torch.allclose(products[:3, :3, :3, :3], products[1:, 1:, 1:, 1:], atol=1e-4)
+
+
+def test_drop_path_keeps_the_mean_and_drops_deeper_branches_more_often():
+    model = vit("deit_nano", drop_path=0.5).train()
+    torch.manual_seed(0)
+    paths = model.draw_paths(pictures(1).expand(4000, -1, -1, -1))
+    assert torch.allclose(paths.mean((1, 2, 3, 4)), torch.ones(4), atol=0.05)
+    assert torch.allclose((paths == 0).float().mean((1, 2, 3, 4)), torch.tensor([0, 1, 2, 3]) / 6, atol=0.03)
+    assert model.eval().draw_paths(pictures()) is None
+
+
+@pytest.mark.parametrize("change", [dict(img_size=33), dict(img_size=4), dict(heads=5)])
+def test_a_config_that_cannot_be_built_is_refused(change):
+    with pytest.raises(UserError):
+        ViTConfig(**{**dict(img_size=32, patch_size=8, dim=64, heads=4), **change})
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -128,10 +706,26 @@ def test_no_teacher_is_without_a_specification():
 
 
 @pytest.mark.parametrize("name", SPECIFICATIONS)
+def test_a_teacher_has_the_tensors_of_the_published_architecture(name):
+    timm_name, arguments = SPECIFICATIONS[name]
+    entry = TEACHERS[name]
+    with torch.device("meta"):
+        theirs = timm.create_model(timm_name, img_size=entry.config.img_size, **arguments).state_dict()
+        ours = ViT(entry.config).state_dict()
+    theirs = {key: value for key, value in theirs.items() if not key.startswith(("head.", "fc_norm.", "attn_pool."))}
+    theirs = teachers.convert(theirs, entry)
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+@pytest.mark.parametrize("name", SPECIFICATIONS)
 @torch.inference_mode()
-def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path):
+def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path, monkeypatch):
     config = TEACHERS[name].config
     timm_name, arguments = SPECIFICATIONS[name]
+    if config.dim == 1024 or (config.img_size == 518 and config.dim == 768):  # the first blocks of the heaviest
+        config = replace(config, depth=3)
+        arguments = {**arguments, "depth": 3}
+        monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], config=config))
     theirs = scramble(timm.create_model(timm_name, img_size=config.img_size, **arguments)).eval()
     if TEACHERS[name].family == "clip":
         theirs = theirs.half().float()  # the published tensors are float16
@@ -143,4 +737,898 @@ def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path):
         ours = load_teacher(name, path, size)
         for number, (our_map, their_map) in enumerate(zip(ours.attention_maps(images), maps, strict=True)):
             assert (our_map - their_map).abs().max() < 1e-4, f"the map of block {number} at {size} px"
+            assert their_map.max() > 4 / their_map.shape[-1]  # uniform maps would be right by themselves
         assert relative(ours.forward_features(images), tokens) < 1e-4, f"the tokens at {size} px"
+    os.remove(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# teachers.py: files and downloads
+
+DEIT, EVA = "deit_ti", "eva02_ti"
+SMALL = {DEIT: dict(depth=2), EVA: dict(depth=2), "deit_s": dict(depth=2), "clip_b32": dict(dim=64, heads=4, depth=2),
+         **{name: dict(dim=96, depth=2) for name in ("mocov3_s", "ibot_s", "msn_s", "beitv2_b")}}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, no setting of the user's that leads elsewhere, and teachers that are quick to write and read."""
+    for name, shape in SMALL.items():
+        config = replace(TEACHERS[name].config, **shape)
+        monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], config=config))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "*")
+    for variable in ("HF_ENDPOINT", "HF_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path / "torch/hub/attention_transfer"
+
+
+def weights(name: str) -> dict:
+    """Random tensors for a teacher, in model.py's names."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {key: value.shape for key, value in shell(TEACHERS[name].config).state_dict().items()}
+    return {key: torch.rand(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def shell(config: ViTConfig) -> ViT:
+    """A model of shapes without memory."""
+    with torch.device("meta"):
+        return ViT(config)
+
+
+def published(name: str) -> dict:
+    """The content of the authors' pickle, with the entries that nobody wants."""
+    family = teachers.FAMILIES[TEACHERS[name].family]
+    tensors = {family.prefix + key: value for key, value in weights(name).items()}
+    tensors |= {pattern.replace("*", "x"): torch.ones(3) for pattern in family.unwanted}
+    return {family.container: tensors, "epoch": 300, "args": argparse.Namespace(lr=0.1)}
+
+
+def equal(ours: dict, theirs: dict) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def refusal(name: str, path) -> str:
+    """The one line with which a file is refused; it names the file and the teacher."""
+    with pytest.raises(UserError) as caught:
+        load_teacher(name, str(path))
+    line = str(caught.value)
+    assert str(path) in line and name in line and "\n" not in line
+    return line
+
+
+def q_proj(tensors):
+    tensors["blocks.0.attn.q_proj.weight"] = tensors.pop("blocks.0.attn.qkv.weight")[:192].clone()
+
+
+DEFECTS = {  # what is done to the tensors of deit_ti, and what the refusal says of it
+    "missing": (lambda t: t.pop("norm.weight"), "lacks norm.weight"),
+    "many missing": (lambda t: [t.pop(key) for key in list(t) if key.startswith("blocks.1.")],
+                     "lacks blocks.1.attn.proj.bias, blocks.1.attn.proj.weight, blocks.1.attn.qkv.bias and 9 more"),
+    "left over": (lambda t: t.update(extra=torch.ones(2)), "unknown extra"),
+    "named twice": (lambda t: t.update({"blocks.0.ln_1.weight": torch.ones(192)}), "unknown blocks.0.norm1.weight (tw"),
+    "shape": (lambda t: t.update({"norm.weight": torch.ones(191)}), "norm.weight is (191,) and not (192,)"),
+    "transposed": (lambda t: t.update({"blocks.0.mlp.fc1.weight": torch.ones(192, 768)}),
+                   "blocks.0.mlp.fc1.weight is (192, 768) and not (768, 192)"),
+    "no dimension": (lambda t: t.update({"norm.weight": torch.tensor(1.0)}), "norm.weight is () and not (192,)"),
+    "no dimension, token": (lambda t: t.update(cls_token=torch.tensor(1.0)), "cls_token is (1, 1, 1) and not"),
+    "nothing in it": (lambda t: t.update(pos_embed=torch.ones(0)), "pos_embed is (1, 1, 0) and not (1, 197, 192)"),
+    "integers": (lambda t: t.update({"norm.weight": torch.ones(192, dtype=torch.int64)}), "norm.weight is torch.int64"),
+    "q without k": (q_proj, "lacks blocks.0.attn.qkv.weight"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_file_with_one_tensor_wrong_is_refused(defect, tmp_path, cache):
+    tensors, (spoil, complaint) = weights(DEIT), DEFECTS[defect]
+    save_file(tensors, tmp_path / "right.safetensors")
+    assert equal(load_teacher(DEIT, str(tmp_path / "right.safetensors")).state_dict(), tensors)
+    spoil(tensors)
+    save_file(tensors, tmp_path / "wrong.safetensors")
+    torch.save(tensors, tmp_path / "wrong.pth")
+    assert complaint in refusal(DEIT, tmp_path / "wrong.safetensors")
+    assert complaint in refusal(DEIT, tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7, 192), (1024, 192)], ids=str)
+def test_a_joint_swiglu_layer_of_a_wrong_shape_is_refused(shape, tmp_path, cache):
+    tensors = weights(EVA)
+    parts = [tensors.pop(f"blocks.0.mlp.fc1_{part}.weight") for part in "gx"]
+    save_file(tensors | {"blocks.0.mlp.fc1.weight": torch.cat(parts)}, tmp_path / "right.safetensors")
+    assert torch.equal(load_teacher(EVA, str(tmp_path / "right.safetensors")).blocks[0].mlp.fc1_x.weight, parts[1])
+    if shape == (1024, 192):  # the right one, in twos
+        tensors["blocks.0.mlp.fc1_g.weight"] = parts[0]
+        shape = torch.cat(parts).shape
+    save_file(tensors | {"blocks.0.mlp.fc1.weight": torch.ones(shape)}, tmp_path / "wrong.safetensors")
+    assert "blocks.0.mlp.fc1" in refusal(EVA, tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(192, 192), (), (192, 191), (5,)], ids=str)
+def test_q_k_and_v_apart_are_joined_if_their_shapes_are_right_and_else_refused(shape, tmp_path, cache):
+    tensors, path = weights(EVA), tmp_path / "a.safetensors"
+    joint, stem = tensors.pop("blocks.0.attn.qkv.weight"), "blocks.0.attn."
+    apart = {f"{stem}{part}_proj.weight": value.clone() for part, value in zip("qkv", joint.chunk(3))}
+    apart |= {f"{stem}{part}_proj.bias": tensors.pop(f"{stem}{part}_bias") for part in "qv"}
+    if shape == (192, 192):
+        save_file(tensors | apart, path)
+        assert torch.equal(load_teacher(EVA, str(path)).blocks[0].attn.qkv.weight, joint)
+    else:
+        save_file(tensors | apart | {stem + "k_proj.weight": torch.ones(shape)}, path)
+        assert "blocks.0.attn.qkv.weight" in refusal(EVA, path)
+
+
+@pytest.mark.parametrize("other", [EVA, "deit_s", DEIT])
+def test_another_teachers_weights_are_refused(other, tmp_path, cache):
+    path = tmp_path / "other.safetensors"
+    if other == "deit_s":
+        save_file(weights("deit_s"), path)
+        assert "has wrong shapes: blocks.0.attn.proj.bias is (384,) and not (192,)" in refusal(DEIT, path)
+    elif other == EVA:
+        save_file(weights(EVA), path)
+        assert "lacks blocks.0.attn.qkv.bias" in refusal(DEIT, path)
+    else:
+        save_file(weights(DEIT), path)
+        assert "lacks blocks.0.attn.q_bias" in refusal(EVA, path)
+
+
+@pytest.mark.parametrize("value", [3, "text", None, [torch.ones(192)], {"data": torch.ones(192)}], ids=str)
+def test_something_that_is_no_tensor_in_its_place_is_refused(value, tmp_path, cache):
+    torch.save(weights(DEIT) | {"norm.weight": value}, tmp_path / "wrong.pth")
+    assert "more than tensors: norm.weight" in refusal(DEIT, tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("held", [[torch.ones(3)], torch.ones(3), 5, {"state_dict": [1]}, {1: torch.ones(2)}, {}],
+                         ids=str)
+def test_a_pickle_without_named_tensors_is_refused(held, tmp_path, cache):
+    torch.save(held, tmp_path / "wrong.pth")
+    refusal("mocov3_s", tmp_path / "wrong.pth")
+
+
+class Payload:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("how", ["torch", "legacy torch", "pickle 2", "pickle 4"])
+def test_a_pickle_that_holds_code_is_refused_without_a_warning_and_its_code_does_not_run(how, tmp_path, recwarn, cache):
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    held = {"norm.weight": torch.ones(192), "evil": Payload(trace)}
+    if "torch" in how:
+        torch.save(held, path, _use_new_zipfile_serialization=how == "torch")
+        torch.load(path, weights_only=False)
+    else:
+        path.write_bytes(pickle.dumps(held["evil"], protocol=int(how[-1])))
+        pickle.loads(path.read_bytes())
+    trace.rmdir()  # so it was there: the payload works
+    recwarn.clear()
+    line = refusal(DEIT, path)
+    assert not trace.exists() and not recwarn.list
+    assert "holds code" in line or how == "pickle 4"
+
+
+def wrong_file(kind: str, folder) -> Path:
+    path = folder / ("wrong.safetensors" if "safetensors" in kind else "wrong.pth")
+    tensors = {"norm.weight": torch.ones(192, 99)}
+    if kind == "directory":
+        path.mkdir()
+    elif kind.startswith("empty"):
+        path.touch()
+    elif kind.startswith("junk"):
+        path.write_bytes(bytes(range(256)) * 9)
+    elif kind == "page.safetensors":
+        path.write_text("<!doctype html><title>Log in to the network</title>")
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("readme", "no weights")
+    elif kind == "cut pth":
+        torch.save(tensors, path)
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "cut legacy pth":
+        torch.save(tensors, path, _use_new_zipfile_serialization=False)
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "cut safetensors":
+        path.write_bytes(save(tensors)[:-5])
+    elif kind == "cut header.safetensors":
+        path.write_bytes(save(tensors)[:20])
+    return path
+
+
+KINDS = ["missing", "directory", "empty", "empty.safetensors", "junk", "junk.safetensors", "page.safetensors", "zip",
+         "cut pth", "cut legacy pth", "cut safetensors", "cut header.safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_whole_weights_file_is_refused_in_one_line_that_names_the_right_one(kind, tmp_path, capfd, cache):
+    line = refusal(DEIT, wrong_file(kind, tmp_path))
+    assert ("is not there" if kind in ("missing", "directory") else "is cut short or is no weights file") in line
+    assert TEACHERS[DEIT].url in line
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["safetensors named pth", "pickle named safetensors"])
+def test_the_content_of_a_file_counts_and_not_its_name(kind, tmp_path, cache):
+    tensors, path = weights(DEIT), tmp_path / ("a.pth" if "named pth" in kind else "a.safetensors")
+    save_file(tensors, path) if "named pth" in kind else torch.save(tensors, path)
+    assert equal(load_teacher(DEIT, str(path)).state_dict(), tensors)
+
+
+def test_the_command_line_refuses_a_wrong_file_with_status_2_and_one_line(cache, monkeypatch, capsys):
+    cache.mkdir(parents=True)
+    cache_path(DEIT).write_bytes(save(weights(DEIT))[:-5])
+    monkeypatch.setattr(sys, "argv", ["teachers.py", DEIT])
+    with pytest.raises(SystemExit) as caught:
+        teachers.answer_mistakes(teachers.main)
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and str(cache_path(DEIT)) in err
+
+
+def test_the_script_itself_ends_with_status_2_and_one_line(cache):
+    ended = subprocess.run([sys.executable, teachers.__file__, "eva2_s"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: unknown teacher 'eva2_s'") and ended.stderr.count("\n") == 1
+    assert "eva02_s" in ended.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_teacher_is_frozen_in_eval_mode_and_float32_whatever_the_file_holds(dtype, tmp_path, cache):
+    tensors = {key: value.to(dtype) for key, value in weights(DEIT).items()}
+    torch.save({key: torch.nn.Parameter(value) for key, value in tensors.items()}, tmp_path / "a.pth")
+    save_file(tensors, tmp_path / "a.safetensors")
+    for path in "a.pth", "a.safetensors":
+        model = load_teacher(DEIT, str(tmp_path / path))
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} == {torch.float32}
+        assert equal(model.state_dict(), {key: value.float() for key, value in tensors.items()})
+
+
+def test_the_random_teacher_is_untrained_and_frozen_and_needs_no_file(cache):
+    first, second = load_teacher(EVA, "random", 112), load_teacher(EVA, "random", 112)
+    assert not first.training and not any(parameter.requires_grad for parameter in first.parameters())
+    assert first.config == replace(TEACHERS[EVA].config, img_size=112) and not cache.exists()
+    assert not torch.equal(first.blocks[0].attn.qkv.weight, second.blocks[0].attn.qkv.weight)
+
+
+def test_every_nano_teacher_loads_as_it_was_kept(monkeypatch, cache):
+    monkeypatch.setitem(teachers.PRETRAINING, "steps", 0)
+    for name in [name for name, entry in TEACHERS.items() if not entry.url]:
+        model = load_teacher(name)
+        assert equal(model.state_dict(), load_file(cache_path(name)))
+        assert model.head.weight.shape == (TEACHERS[name].config.num_classes, 64)
+
+
+def test_a_nano_teacher_is_pretrained_once_and_again_if_its_file_is_spoilt(monkeypatch, cache):
+    monkeypatch.setattr(teachers, "PRETRAINING", teachers.PRETRAINING | dict(steps=1, batch=4))
+    first = {key: value.clone() for key, value in load_teacher("deit_nano").state_dict().items()}
+    path = cache_path("deit_nano")
+    written = path.stat().st_mtime_ns
+    assert equal(load_teacher("deit_nano").state_dict(), first) and path.stat().st_mtime_ns == written
+    path.write_bytes(b"junk")
+    assert equal(load_teacher("deit_nano").state_dict(), first)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# teachers.py: downloading
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A host on the loopback that answers every request alike, and keeps the requests."""
+
+    def __init__(self, body=b"", status=200, headers={}, length=None):
+        self.answer, self.requests = (body, status, headers, len(body) if length is None else length), []
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body, status, headers, length = self.server.answer
+        self.server.requests.append((self.path, dict(self.headers)))
+        self.send_response(status)
+        for key, value in {"Content-Length": str(length), **headers}.items():
+            if value:
+                self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Starts hosts, which stop after the test."""
+    started = []
+
+    def start(*arguments, **options) -> Server:
+        started.append(Server(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+def download_from(server_or_url, monkeypatch, name: str) -> None:
+    """Makes a host the source of a teacher."""
+    url = getattr(server_or_url, "url", server_or_url)
+    if TEACHERS[name].url.startswith("https://huggingface.co"):
+        monkeypatch.setenv("HF_ENDPOINT", url + "/")
+    else:
+        monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], url=f"{url}/authors.pth"))
+
+
+def serialised(held) -> bytes:
+    torch.save(held, file := io.BytesIO())
+    return file.getvalue()
+
+
+def sha256(body: bytes) -> dict:
+    return {"X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"'}
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["with checksum", "without checksum"])
+def test_a_file_is_downloaded_once_and_kept_as_it_is(stated, serve, monkeypatch, cache):
+    body = save(tensors := weights(DEIT))
+    server = serve(body, headers=sha256(body) if stated else {})
+    download_from(server, monkeypatch, DEIT)
+    assert equal(load_teacher(DEIT).state_dict(), tensors)
+    assert equal(load_teacher(DEIT).state_dict(), tensors)
+    [(path, _)] = server.requests
+    assert path == "/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/model.safetensors"
+    assert [path.name for path in cache.iterdir()] == ["deit_ti.safetensors"]
+    assert cache_path(DEIT).read_bytes() == body
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(status, serve, monkeypatch, cache):
+    body = save(tensors := weights(DEIT))
+    cdn = serve(body)
+    hub = serve(status=status, headers={"Location": f"{cdn.url}/blob", **sha256(body)})
+    download_from(hub, monkeypatch, DEIT)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\n")
+    assert equal(load_teacher(DEIT).state_dict(), tensors)
+    (_, to_hub), (path, to_cdn) = hub.requests[0], cdn.requests[0]
+    assert to_hub["Authorization"] == "Bearer hf_secret" and path == "/blob"
+    assert "hf_secret" not in str(to_cdn)
+
+
+@pytest.mark.parametrize("name, token", [("msn_s", "hf_secret"), (DEIT, "")], ids=["authors", "empty token"])
+def test_no_token_goes_to_the_authors_and_none_if_there_is_none(name, token, serve, monkeypatch, cache):
+    server = serve(status=404)
+    download_from(server, monkeypatch, name)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError):
+        load_teacher(name)
+    assert len(server.requests) == 1 and "Authorization" not in server.requests[0][1]
+
+
+def test_clip_is_downloaded_from_the_mirror_too(serve, monkeypatch, cache):
+    theirs = {key: value.half().float() for key, value in weights("clip_b32").items()}
+    server = serve(save({key: value.contiguous() for key, value in openclip(theirs).items()}))
+    download_from(server, monkeypatch, "clip_b32")
+    assert equal(load_teacher("clip_b32").state_dict(), theirs)
+    assert server.requests[0][0] == "/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize("name", ["mocov3_s", "ibot_s", "msn_s", "beitv2_b"])
+def test_the_authors_pickle_is_converted_once_and_loads_as_the_same_teacher(name, serve, monkeypatch, cache):
+    server = serve(serialised(held := published(name)))
+    download_from(server, monkeypatch, name)
+    first, second = load_teacher(name), load_teacher(name)
+    assert len(server.requests) == 1 and [path.name for path in cache.iterdir()] == [f"{name}.safetensors"]
+    assert equal(load_file(cache_path(name)), dict(first.state_dict()))  # only what is wanted, in our names
+    family = teachers.FAMILIES[TEACHERS[name].family]
+    for model in first, second:
+        theirs = held[family.container]
+        assert equal(model.state_dict(), {key: theirs[family.prefix + key] for key in first.state_dict()})
+
+
+def test_the_authors_pickle_put_into_the_cache_by_hand_is_read(cache):
+    cache.mkdir(parents=True)
+    cache_path("msn_s").write_bytes(serialised(held := published("msn_s")))
+    assert torch.equal(load_teacher("msn_s").norm.weight, held["target_encoder"]["module.norm.weight"])
+
+
+def no_server() -> str:
+    """The address of a host that refuses connections."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+BODY = save({"norm.weight": torch.ones(100_000)})
+TROUBLE = {  # how a host answers, and what the user is told
+    "cut short": (dict(body=BODY[:200_000], length=len(BODY)), "ended after 200000 of 400"),
+    "cut short in chunks": (dict(body=b"10\r\nabc", headers={"Transfer-Encoding": "chunked", "Content-Length": ""}),
+                            "IncompleteRead"),
+    "cut short, length unknown": (dict(body=BODY[:-9], headers={"Content-Length": ""}), "is cut short or is no"),
+    "empty": (dict(body=b""), "is cut short or is no weights file"),
+    "a page instead": (dict(body=b"<!doctype html><p>Log in to the network"), "is cut short or is no weights file"),
+    "another teacher": (dict(body=BODY), "does not hold the weights of"),
+    "not there": (dict(status=404), "answers 404; the file is not there any more"),
+    "no licence": (dict(status=401), "answers 401; the file is behind a licence"),
+    "forbidden": (dict(status=403), "HF_TOKEN"),
+    "server error": (dict(status=500), "answers 500; try again later"),
+    "lying checksum": (dict(body=BODY, headers=sha256(b"else")), "SHA-256"),
+    "lying checksum before a redirect": (dict(status=302, headers=sha256(b"else")), "SHA-256"),
+    "redirects in a circle": (dict(status=302, headers={"Location": "/"}), "answers 302"),
+    "strange length": (dict(body=BODY, headers={"Content-Length": "many"}), "cannot download"),
+    "no network": (None, "Connection refused"),
+}
+
+
+@pytest.mark.parametrize("trouble, name", [*((trouble, DEIT) for trouble in TROUBLE), ("cut short", "ibot_s"),
+                                           ("a page instead", "ibot_s"), ("no network", "ibot_s")])
+def test_a_failed_download_leaves_nothing_and_tells_the_ways_out_in_one_line(trouble, name, serve, monkeypatch, cache):
+    options, complaint = TROUBLE[trouble]
+    if trouble == "lying checksum before a redirect":
+        options = dict(options, headers=options["headers"] | {"Location": serve(BODY).url, "Content-Length": "0"})
+    download_from(serve(**options) if options else no_server(), monkeypatch, name)
+    with pytest.raises(UserError) as caught:
+        load_teacher(name)
+    line = str(caught.value)
+    assert complaint in line and "\n" not in line
+    for way_out in (teachers.address(TEACHERS[name].url), str(cache_path(name)), "--weights PATH", "deit_nano"):
+        assert way_out in line
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("endpoint", ["", "no-address", "http:"])
+def test_a_strange_hf_endpoint_is_no_traceback(endpoint, monkeypatch, cache):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    if not endpoint:
+        assert teachers.address(TEACHERS[DEIT].url) == TEACHERS[DEIT].url
+    else:
+        with pytest.raises(UserError, match=f"cannot download {endpoint}"):
+            load_teacher(DEIT)
+
+
+def test_a_download_after_a_failed_one_succeeds(serve, monkeypatch, cache):
+    body = save(tensors := weights(DEIT))
+    download_from(serve(body[:-1000], length=len(body)), monkeypatch, DEIT)
+    with pytest.raises(UserError):
+        load_teacher(DEIT)
+    download_from(serve(body), monkeypatch, DEIT)
+    assert equal(load_teacher(DEIT).state_dict(), tensors)
+
+
+@pytest.mark.parametrize("name", [DEIT, "deit_nano"])
+def test_a_cache_that_cannot_be_written_is_told_in_one_line_before_the_work(name, tmp_path, serve, monkeypatch, cache):
+    server = serve(save({}))
+    download_from(server, monkeypatch, DEIT)
+    monkeypatch.setattr(teachers, "matching", lambda *arguments, **options: pytest.fail("pretrains"))
+    (tmp_path / "torch").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match="cannot write .*TORCH_HOME") as caught:
+        load_teacher(name)
+    assert str(cache_path(name)) in str(caught.value) and "\n" not in str(caught.value)
+    assert server.requests == []
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# teachers.py: writing files
+
+
+def test_replacing_writes_all_or_nothing(tmp_path, cache):
+    path = tmp_path / "new" / "file"
+    with replacing(path) as part:
+        part.write_text("old")
+        assert not path.exists()
+    for error in KeyboardInterrupt, ZeroDivisionError, RuntimeError, UserError:
+        with pytest.raises(error), replacing(path) as part:
+            part.write_text("half")
+            raise error("no trouble with writing")
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+FULL_DISK = """
+import resource, signal, torch
+from pathlib import Path
+from model import UserError
+from safetensors.torch import save_file
+from teachers import replacing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+big = {"a": torch.zeros(100_000)}
+for write in (lambda part: torch.save(big, part), lambda part: save_file(big, part),
+              lambda part: part.write_text("a" * 100_000)):
+    try:
+        with replacing(Path("file")) as part:
+            write(part)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_fills_up_while_writing_is_told_in_one_line_by_every_way_of_saving(tmp_path, cache):
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=tmp_path,
+                           env=os.environ | {"PYTHONPATH": str(Path(teachers.__file__).parent)})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["cannot write file"] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# teachers.py: the table, and what loading costs
+
+
+def test_the_table_lists_every_teacher_and_builds_none(monkeypatch, capsys, cache):
+    monkeypatch.setattr(ViT, "__init__", lambda *arguments: pytest.fail("builds a ViT"))
+    monkeypatch.setattr(sys, "argv", ["teachers.py"])
+    cache.mkdir(parents=True)
+    cache_path(DEIT).touch()
+    teachers.main()
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == list(TEACHERS)
+    assert [row.split()[0] for row in rows if " yes " in row] == [DEIT]
+    [row] = [row for row in rows if row.startswith("dino_s ")]
+    assert row.split()[1:] == "DINO 21.7M 14 x 14+1 works Apache-2.0 - -".split()
+
+
+def test_the_parameters_of_every_teacher_are_counted_right_without_building_it(monkeypatch, cache):
+    monkeypatch.undo()  # the true sizes
+    for name, entry in TEACHERS.items():
+        for config in entry.config, replace(entry.config, num_classes=10, pool="avg"):
+            assert parameters(config) == sum(parameter.numel() for parameter in shell(config).parameters()), name
+
+
+COST = """
+import time, torch, teachers
+from pathlib import Path
+def peak():  # of this process alone, in bytes; getrusage would count what its parent held
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before, start = peak(), time.perf_counter()
+model = teachers.load_teacher("dino_s")
+seconds = time.perf_counter() - start
+total = sum(parameter.sum() for parameter in model.parameters())  # so that every page has been read
+print(seconds, peak() - before, float(total))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measures memory as Linux states it")
+def test_a_cached_vit_s_loads_within_a_second_and_in_less_than_two_and_a_half_times_its_size(cache):
+    cache.mkdir(parents=True)
+    save_file(tensors := weights("dino_s"), cache_path("dino_s"))
+    ended = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, check=True,
+                           cwd=Path(teachers.__file__).parent)
+    seconds, memory, total = map(float, ended.stdout.split())
+    assert total == pytest.approx(float(sum(value.sum() for value in tensors.values())), rel=1e-4)
+    assert seconds < 1 and 0.9 < memory / (4 * parameters(TEACHERS["dino_s"].config)) < 2.5
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# transfer.py
+
+def random_routing(B=2, H=3, N=21, d=8, bias=False, seed=0, dtype=torch.float64) -> Routing:
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(B, N, H, d, generator=generator, dtype=dtype).transpose(1, 2) * 1.5 for _ in range(2))
+    return Routing(q, k, torch.randn(H, N, N, generator=generator, dtype=dtype) if bias else None)
+
+
+def value_and_gradients(loss, *inputs):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    value = loss(*inputs)
+    value.backward()
+    return [value.detach()] + [x.grad for x in inputs]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("N", [1, 2, 21, 300])
+@pytest.mark.parametrize("fast", [
+    lambda teacher, q, k: flash_cross_entropy(teacher, Routing(q, k)),
+    lambda teacher, q, k: RowwiseCrossEntropy.apply(*teacher, q, k)], ids=["fused", "rowwise"])
+def test_the_loss_without_maps_is_the_loss_with_maps_in_value_and_gradient(fast, N, bias):
+    teacher, student = random_routing(N=N, bias=bias), random_routing(N=N, seed=1)
+    ours = value_and_gradients(lambda q, k: 3 * fast(teacher, q, k), student.q, student.k)
+    plain = value_and_gradients(lambda q, k: 3 * plain_divergence(teacher, Routing(q, k)), student.q, student.k)
+    for mine, truth in zip(ours, plain):
+        assert (mine - truth).abs().max() < 1e-8 and (N == 1 or truth.abs().max() > 1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("N", [1, 2, 21, 300])
+@pytest.mark.parametrize("kind", [Routing, RowwiseRouting])
+def test_reading_with_a_frozen_routing_is_map_times_value_in_value_and_gradient(kind, N, bias):
+    routing = random_routing(N=N, bias=bias)
+    v, weight = random_routing(N=N, seed=1)[:2]
+    ours = value_and_gradients(lambda v: (attend(kind(*routing), v) * weight).sum(), v)
+    plain = value_and_gradients(lambda v: (attend(PlainRouting(*routing), v) * weight).sum(), v)
+    for mine, truth in zip(ours, plain):
+        assert (mine - truth).abs().max() < 1e-8 and truth.abs().max() > 1e-4
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the shape of every tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.seen.add(tuple(tensor.shape))
+        return result
+
+
+@pytest.mark.parametrize("method", ["copy", "distill"])
+@pytest.mark.parametrize("flash", [True, False])
+def test_flash_transfer_makes_no_tensor_of_n_by_n_and_plain_transfer_does(method, flash):
+    student, teacher = vit("deit_nano", 0), vit("deit_nano", 1, "teacher")
+    module = AttentionTransfer(student, teacher, method, flash=flash).train()
+    with Shapes() as shapes:
+        logits, loss = module(pictures(3))
+        (logits.square().sum() + loss).backward()
+    assert any(shape[-2:] == (17, 17) for shape in shapes.seen) != flash
+
+
+def plain_transfer(student: ViT, teacher: ViT, images: torch.Tensor, method: str, blocks: list[int]):
+    """Both definitions, written out over whole maps: logits and transfer loss."""
+    R, first = teacher.config.registers - student.config.registers, int(teacher.config.class_token)
+    maps = {}
+    for number, routing in enumerate(teacher.route(images, 4)):
+        m = attention_map(routing)
+        keep = [i for i in range(m.shape[-1]) if not first <= i < first + R]
+        m = m[..., keep, :][..., keep]
+        maps[number] = m / m.sum(-1, keepdim=True)
+    x, loss = student.embed(images), torch.zeros(())
+    for number, block in enumerate(student.blocks):
+        y = block.norm1(x)
+        own = attention_map(block.attn.route(y, student.rope, student.shared_bias()))
+        if number in blocks and method == "distill":
+            loss = loss - (maps[number] * own.log()).sum(-1).mean()
+        m = maps[number] if number in blocks and method == "copy" else own
+        read = (m @ block.attn.values(y)).transpose(1, 2).flatten(2)
+        x = x + block.ls1(block.attn.proj(block.attn.norm(read)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return student.forward_head(student.norm(x)), loss
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("blocks", [None, "1-2"])
+@pytest.mark.parametrize("method", ["copy", "distill"])
+@pytest.mark.parametrize("components", ["standard", "native"])
+@pytest.mark.parametrize("name", ["deit_nano", "beit_nano", "dinov2_reg_nano", "dinov3_nano", "siglip_nano", "eva02_nano"])
+def test_transfer_gives_the_logits_losses_and_gradients_of_its_definition(name, components, method, blocks, flash):
+    student, teacher = vit(name, 0, components).train(), vit(name, 1, "teacher")
+    twin = copy.deepcopy(student)
+    logits, loss = AttentionTransfer(student, teacher, method, blocks, flash=flash)(pictures())
+    (logits.square().sum() + 3 * loss).backward()
+    wanted, wanted_loss = plain_transfer(twin, teacher, pictures(), method, parse_numbers(blocks, 4, "blocks"))
+    (wanted.square().sum() + 3 * wanted_loss).backward()
+    assert relative(logits, wanted) < 1e-4 and torch.isclose(loss, wanted_loss, rtol=1e-4)
+    for (key, ours), truth in zip(student.named_parameters(), twin.parameters(), strict=True):
+        if truth.grad is not None and truth.grad.norm() > 1e-6:
+            assert relative(ours.grad, truth.grad) < 1e-4, key
+
+
+def test_copying_leaves_the_students_q_and_k_without_gradient_and_distillation_does_not():
+    for method, reached in ("copy", False), ("distill", True):
+        student = vit("deit_nano").train()
+        logits, loss = AttentionTransfer(student, vit("deit_nano", 1, "teacher"), method)(pictures())
+        (logits.sum() + loss).backward()
+        assert (student.blocks[0].attn.qkv.weight.grad[:128].abs().max() > 0) == reached
+        assert student.blocks[0].attn.qkv.weight.grad[128:].abs().max() > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_student_is_closer_to_the_teacher_than_the_teacher_itself(loss, bias):
+    teacher, other = random_routing(bias=bias), random_routing(bias=bias, seed=1)
+    at_teacher = plain_divergence(teacher, teacher, LOSSES[loss])
+    assert plain_divergence(teacher, other, LOSSES[loss]) > at_teacher + 1e-3
+    if loss != "cross_entropy":
+        assert at_teacher.abs() < 1e-12
+    q, k = teacher.q.clone().requires_grad_(), teacher.k.clone().requires_grad_()
+    plain_divergence(teacher, Routing(q, k, teacher.bias), LOSSES[loss]).backward()
+    assert q.grad.abs().max() < 1e-7
+
+
+def test_jensen_shannon_is_symmetric_and_at_most_log_2():
+    one, other = random_routing(), random_routing(seed=1)
+    there, back = plain_divergence(one, other, LOSSES["js"]), plain_divergence(other, one, LOSSES["js"])
+    assert torch.isclose(there, back) and 0 < there < math.log(2)
+
+
+def test_the_teacher_is_frozen_and_no_part_of_the_state():
+    teacher = vit("deit_nano", 1, "teacher").train()
+    module = AttentionTransfer(vit("deit_nano"), teacher).train()
+    assert all(key.startswith("student.") for key in module.state_dict())
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert {id(p) for p in module.parameters()} == {id(p) for p in module.student.parameters()}
+    assert next(module.double().teacher.parameters()).dtype == torch.float64
+
+
+def test_distillation_in_eval_mode_needs_no_teacher_and_copy_does():
+    student = vit("deit_nano")
+    logits, loss = AttentionTransfer(student, None, "distill").eval()(pictures())
+    assert torch.equal(logits, student(pictures())) and loss == 0
+    with pytest.raises(UserError, match="needs the teacher"):
+        AttentionTransfer(student, None, "copy").eval()(pictures())
+
+
+@pytest.mark.parametrize("what", ["map", "v", "output"])
+def test_the_teacher_runs_no_further_than_what_is_used(what):
+    teacher, ran = vit("deit_nano", 1, "teacher"), []
+    for name, module in teacher.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
+    AttentionTransfer(vit("deit_nano").train(), teacher, "distill", blocks=2, what=what)(pictures())
+    assert "blocks.0.mlp" in ran and "blocks.1.norm1" in ran
+    assert not any(name.startswith(("blocks.1.mlp", "blocks.2")) for name in ran) and "norm" not in ran
+    assert ("blocks.1.attn.proj" in ran) == (what == "output")
+
+
+def test_teacher_and_student_drop_the_same_branches_of_an_image():
+    config = dict(drop_path=0.9)
+    student, teacher = vit("deit_nano", 1, "teacher", **config).train(), vit("deit_nano", 1, "teacher")
+    for seed in range(3):  # the same weights and the same branches: the same maps, so only the teacher's entropy is left
+        torch.manual_seed(seed)
+        loss = AttentionTransfer(student, teacher, "distill", loss="kl")(pictures(8))[1]
+        assert loss < 1e-5
+    torch.manual_seed(0)
+    paths = student.draw_paths(pictures(8))
+    apart = [plain_divergence(a, b, LOSSES["kl"]) for a, b in
+             zip(teacher.route(pictures(8), 4), teacher.route(pictures(8), 4, paths))]
+    assert sum(apart) > 1e-2  # and without them, other maps
+
+
+def test_registers_that_only_the_teacher_has_leave_their_share_to_the_rest_of_the_row():
+    teacher = vit("dinov3_nano", 1, "teacher")
+    student = vit("dinov3_nano", 0, "standard")
+    whole = attention_map(teacher.route(pictures(), 1)[0])
+    aligned = attention_map(align(teacher.route(pictures(), 1)[0], teacher.config, student.config))
+    keep = [0] + list(range(5, 21))
+    assert aligned.shape[-1] == 17
+    kept = whole[..., keep, :][..., keep]
+    assert torch.allclose(aligned, kept / kept.sum(-1, keepdim=True), atol=1e-5)
+    native = vit("dinov3_nano", 0, "native")
+    assert torch.equal(align(teacher.route(pictures(), 1)[0], teacher.config, native.config).q, teacher.route(pictures(), 1)[0].q)
+
+
+@pytest.mark.parametrize("what", ["q", "k"])
+def test_copying_q_or_k_mixes_the_teachers_with_the_students_other(what):
+    student, teacher = vit("deit_nano"), vit("deit_nano", 1, "teacher")
+    logits, _ = AttentionTransfer(student, teacher, "copy", blocks=1, what=what)(pictures())
+    own, theirs = student.route(pictures(), 1)[0], teacher.route(pictures(), 1)[0]
+    mixed = own._replace(**{what: getattr(theirs, what)})
+    assert torch.allclose(logits, student(pictures(), {0: mixed}), atol=1e-5)
+    assert not torch.allclose(logits, student(pictures()), atol=1e-3)
+
+
+@pytest.mark.parametrize("what", ["q", "k", "v", "output"])
+def test_distilling_an_activation_is_its_mean_squared_error(what):
+    for name in "deit_nano", "dinov2_reg_nano":
+        student, teacher, seen = vit(name, 0, "standard").train(), vit(name, 1, "teacher"), ({}, {})
+        for model, notes in zip((student, teacher), seen):
+            model.forward_features(pictures(), watch=lambda number, attended: notes.update({number: attended}))
+        loss = AttentionTransfer(student, teacher, "distill", blocks="1-2", what=what)(pictures())[1]
+        wanted = 0
+        for number in 1, 2:
+            ours, theirs = (getattr(notes[number].routing if what in "qk" else notes[number], what) for notes in seen)
+            R = theirs.shape[-2] - ours.shape[-2]
+            theirs = torch.cat((theirs[..., :1, :], theirs[..., 1 + R:, :]), dim=-2)
+            wanted = wanted + (ours - theirs).square().mean()
+        assert torch.isclose(loss, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["deit_nano", "beit_nano"])
+def test_copying_some_heads_leaves_the_others_the_students_own(name):
+    student, teacher, seen = vit(name), vit(name, 1, "teacher"), []
+    module = AttentionTransfer(student, teacher, "copy", heads="1,3")
+    student.forward_features(pictures(), module.reroutes(pictures(), None), lambda number, attended: seen.append(attended))
+    theirs, own = attention_map(teacher.route(pictures(), 1)[0]), attention_map(student.route(pictures(), 1)[0])
+    mixed = attention_map(seen[0].routing)
+    assert torch.allclose(mixed[:, [1, 3]], theirs[:, [1, 3]], atol=1e-5)
+    assert torch.allclose(mixed[:, [0, 2]], own[:, [0, 2]], atol=1e-5)
+
+
+def test_distilling_some_heads_and_a_temperature_are_those_of_the_maps():
+    student, teacher = vit("deit_nano").train(), vit("deit_nano", 1, "teacher")
+    for flash in True, False:
+        loss = AttentionTransfer(student, teacher, blocks=1, heads=[0, 2], temperature=2.0, flash=flash)(pictures())[1]
+        (p, log_s) = ((r.q @ r.k.transpose(-1, -2) / 16 ** 0.5 / 2)[:, [0, 2]].log_softmax(-1)
+                      for r in (model.route(pictures(), 1)[0] for model in (teacher, student)))
+        assert torch.isclose(loss, -(p.exp() * log_s).sum(-1).mean(), rtol=1e-5)
+
+
+def test_transfer_in_bfloat16_is_near_that_in_float32():
+    for method in "copy", "distill":
+        student, teacher = vit("eva02_nano").train(), vit("eva02_nano", 1, "teacher")
+        module = AttentionTransfer(student, teacher, method)
+        logits, loss = module(pictures())
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, rough_loss = module(pictures())
+            (rough.float().sum() + rough_loss).backward()
+        assert relative(rough.float(), logits) < 0.05 and torch.isclose(rough_loss.float(), loss, rtol=0.02)
+        assert rough_loss.dtype == torch.float32 or method == "copy"
+
+
+def test_blocks_are_a_count_a_range_or_a_list():
+    for numbers, meant in ((None, [0, 1, 2, 3]), (2, [0, 1]), ("2", [0, 1]), ("1-2", [1, 2]), ("0,3", [0, 3]),
+                           ("3,", [3]), ([2, 0], [0, 2])):
+        assert parse_numbers(numbers, 4, "blocks") == meant
+    for numbers in "5", "0", "x", "2-1", "3-8", "0,4", "-1", [], [4], "":
+        with pytest.raises(UserError, match="blocks"):
+            parse_numbers(numbers, 4, "blocks")
+
+
+@pytest.mark.parametrize("parts", [*PARTS, "all", "mlp,norms"])
+@pytest.mark.parametrize("name", ["deit_nano", "beitv2_nano", "dinov3_nano", "beit3_nano", "clip_nano"])
+def test_init_from_copies_just_those_parts(name, parts):
+    student, teacher = vit(name), vit(name, 1, "teacher")
+    before = copy.deepcopy(student.state_dict())
+    init_from(student, teacher, parts)
+    for key, value in student.state_dict().items():
+        taken = part_of(key) in (PARTS if parts == "all" else parts.split(","))
+        assert torch.equal(value, teacher.state_dict()[key] if taken else before[key]), key
+
+
+def test_every_parameter_of_every_teacher_belongs_to_a_part():
+    for name in NANO:
+        heads = {key for key in vit(name).state_dict() if part_of(key) == "head"}
+        assert heads <= {"norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+
+
+def test_a_student_with_everything_of_the_teacher_computes_its_tokens():
+    teacher, student = vit("beit_nano", 1, "teacher").eval(), vit("beit_nano", 0, "native", pool="avg").eval()
+    init_from(student, teacher, "all")
+    student.norm, teacher.norm = torch.nn.Identity(), torch.nn.Identity()
+    assert torch.equal(student.forward_features(pictures()), teacher.forward_features(pictures()))
+
+
+@pytest.mark.parametrize("student, teacher, arguments, says", [
+    ({}, dict(depth=3), {}, "3 blocks and the student 4"),
+    ({}, dict(heads=8), {}, "8 heads and the student 4"),
+    ({}, dict(img_size=64), {}, "8 patches a side and the student 4"),
+    (dict(registers=2), {}, {}, "0 registers and the student 2"),
+    ({}, {}, dict(method="coppy"), "did you mean copy"),
+    ({}, {}, dict(what="maps"), "did you mean map"),
+    ({}, {}, dict(loss="cross-entropy"), "did you mean cross_entropy"),
+    ({}, {}, dict(method="copy", what="v"), "distilled, not copied"),
+    ({}, {}, dict(blocks=5), "there are 4"),
+    ({}, {}, dict(heads="0-4"), "there are 4"),
+    ({}, {}, dict(temperature=0), "temperature"),
+])
+def test_a_transfer_that_makes_no_sense_is_one_clear_line(student, teacher, arguments, says):
+    config = TEACHERS["deit_nano"].config
+    with pytest.raises(UserError, match=says) as caught:
+        AttentionTransfer(ViT(replace(config, **student)), ViT(replace(config, **teacher)), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_that_do_not_fit_are_one_clear_line():
+    with pytest.raises(UserError, match="give the student .*rel_pos"):
+        init_from(vit("beit_nano", 0, "standard"), vit("beit_nano", 1, "teacher"), "attention")
+    with pytest.raises(UserError, match="did you mean mlp"):
+        init_from(vit("deit_nano"), vit("deit_nano", 1, "teacher"), "mpl")
+
+
+def test_measures_know_uniform_and_one_hot_maps():
+    config = ViTConfig(img_size=24, patch_size=8, dim=8, heads=2, registers=2)
+    N = 12
+    uniform, first = torch.full((1, 2, N, N), 1 / N), torch.zeros(1, 2, N, N)
+    first[..., 0] = 1
+    found = measures(uniform, first.clone(), config)
+    places = torch.cartesian_prod(torch.arange(3.), torch.arange(3.))
+    assert torch.allclose(found["teacher entropy"], torch.tensor(math.log(N)))
+    assert torch.allclose(found["teacher distance"], torch.cdist(places, places).mean())
+    assert torch.allclose(found["teacher registers"], torch.tensor(2 / N))
+    assert torch.allclose(found["teacher sink"], torch.tensor(1 / N))
+    assert found["student entropy"].abs().max() < 1e-6
+    assert torch.allclose(found["student class token"], torch.ones(2)) and torch.allclose(found["student sink"], torch.ones(2))
+    itself = measures(uniform, uniform.clone(), config)
+    assert itself["kl"].abs().max() < 1e-6 and itself["js"].abs().max() < 1e-6
+    assert found["kl"].min() > 1 and found["js"].min() > 0.1
