@@ -6,6 +6,7 @@ batches and augmentation are the same whatever the number of worker processes.
 """
 
 import os
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -464,5 +465,11 @@ def loader(
         batches = [[(index, seeds[index]) for index in batch[rank::world]] for batch in whole if len(batch) >= world]
     # A generator of its own: without it, each pass would advance torch's global one.
     return DataLoader(
-        dataset, batch_sampler=batches[start:], num_workers=workers, pin_memory=pin, generator=torch.Generator()
+        dataset, batch_sampler=batches[start:], num_workers=workers, pin_memory=pin, generator=torch.Generator(),
+        worker_init_fn=leave_interrupts,
     )
+
+
+def leave_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the workers too; it is for the main process to say when they end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

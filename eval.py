@@ -74,7 +74,7 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     path = Path(folder) / ("student_ema.safetensors" if ema else "student.safetensors")
     if not path.is_file():
         if ema and (Path(folder) / "student.safetensors").is_file():
-            raise UserError(f"{folder} kept no moving average of its weights; train with --ema 0.9999, or leave out --ema")
+            raise UserError(f"{folder} kept no moving average of its weights; leave --ema out, or train with --ema 0.9")
         raise UserError(f"{folder} is not finished; go on with: {config['command']}")
     student = ViT(ViTConfig(**config["student"]))
     try:
@@ -203,9 +203,9 @@ def test_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:
                          *find(settings["teacher"]).normalisation)
     strange = [label for label in classes if label not in known]
     if strange:
-        raise UserError(f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not among "
-                        f"the {len(known)} that the student learnt from {settings['data']}, such as '{known[0]}'; "
-                        f"choose data of the same classes")
+        raise UserError(f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not "
+                        f"among the {len(known)} that the student learnt, such as '{known[0]}'; choose data of the "
+                        f"same classes as {settings['data']}")
     return dataset, [known.index(label) for label in classes]
 
 
@@ -223,9 +223,9 @@ def label(config: dict, name: str | None, classes: list[int]) -> str:
 
 def accuracy(args: argparse.Namespace) -> None:
     """Prints a row for each run and data set."""
+    opened = [open_run(folder, args) for folder in args.runs]
     print(HEADER)
-    for folder in args.runs:
-        config, student = open_run(folder, args)
+    for folder, (config, student) in zip(args.runs, opened):
         predict = predictor(config["settings"], student)
         for name in args.data or [None]:
             dataset, classes = test_set(config, name)
@@ -382,7 +382,8 @@ def gains(table: dict) -> list[dict]:
     share it.
     """
     families, teachers, rows = list(FAMILIES), list(TEACHERS), []
-    for name, random in sorted(table, key=lambda key: (families.index(find(key[0]).family), teachers.index(key[0]), key)):
+    place = {name: (families.index(entry.family), teachers.index(name)) for name, entry in TEACHERS.items()}
+    for name, random in sorted(table, key=lambda key: (place[key[0]], key[1])):
         baseline = table.get((name, False), {}).get("baseline", {})
         found = {"family": FAMILIES[find(name).family].title, "teacher": name + " (random)" * random,
                  "baseline": list(baseline.values())}
@@ -391,7 +392,7 @@ def gains(table: dict) -> list[dict]:
                 found[kind] = [top1 - baseline[seed] for seed, top1 in seeds.items() if seed in baseline]
                 if len(found[kind]) < len(seeds):
                     print(f"{found['teacher']}, {kind}: {len(seeds) - len(found[kind])} of {len(seeds)} seeds have no "
-                          f"baseline and are left out; train it with --mode baseline")
+                          f"baseline of that seed and are left out; train it with --mode baseline")
         rows.append(found)
     return rows
 
@@ -414,8 +415,8 @@ def title_of(conditions: tuple, all_conditions: list[tuple]) -> str:
     named = dict(zip(CONDITIONS, conditions))
     images = f", {named['train_images']:,} training images" if named["train_images"] else ""
     title = f"{Path(named['data']).name}{images}, {named['img_size']} px, {named['epochs']} epochs"
-    return title + "".join(f", {name} {value}" for number, (name, value) in enumerate(named.items()) if number >= 4
-                           and len({other[number] for other in all_conditions}) > 1)
+    return title + "".join(f", {name} {value}" for number, (name, value) in enumerate(named.items())
+                           if number >= 4 and len({other[number] for other in all_conditions}) > 1)
 
 
 def markdown(rows: list[dict]) -> str:
@@ -437,8 +438,8 @@ def table(args: argparse.Namespace) -> None:
     found = {titles[conditions]: gains(rows) for conditions, rows in tables.items()}
     for title, rows in found.items():
         print(f"\n### {title}\n\n{markdown(rows)}")
-    print("\nTop-1 of the baseline in percent, and what was gained over the baseline of the same seed, in points: mean ± "
-          "standard\ndeviation over seeds. **Bold**: a failure, below the baseline.")
+    print("\nTop-1 of the baseline in percent, and what was gained over the baseline of the same seed, in points: mean "
+          "± standard\ndeviation over seeds. **Bold**: a failure, below the baseline.")
     if args.csv:
         write_csv(found, args.csv)
     if args.figure:
@@ -449,7 +450,8 @@ def write_csv(found: dict[str, list[dict]], path: str) -> None:
     kinds = columns_of([row for rows in found.values() for row in rows])
     with replacing(Path(path)) as part, open(part, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["runs", "family", "teacher", *(kind + what for kind in kinds for what in ("", " sd", " seeds"))])
+        figures = [kind + what for kind in kinds for what in ("", " sd", " seeds")]
+        writer.writerow(["runs", "family", "teacher", *figures])
         for title, rows in found.items():
             for row in rows:
                 cells = [title, row["family"], row["teacher"]]
@@ -527,8 +529,8 @@ def query_token(patch: str | None, config: ViTConfig) -> tuple[int, tuple[int, i
     except ValueError:
         raise UserError(f"--patch {patch} is not ROW,COLUMN, such as 0,{config.grid - 1}") from None
     if not (0 <= row < config.grid and 0 <= column < config.grid):
-        raise UserError(f"--patch {patch} is not in the grid of {config.grid} x {config.grid} patches; rows and columns "
-                        f"count from 0 to {config.grid - 1}")
+        raise UserError(f"--patch {patch} is not in the grid of {config.grid} x {config.grid} patches; rows and "
+                        f"columns count from 0 to {config.grid - 1}")
     return config.prefix + row * config.grid + column, (row, column)
 
 
@@ -610,7 +612,8 @@ def agreement(args: argparse.Namespace) -> None:
     print(f"{'block':>5} {'KL':>6} {'JS':>6} " + " ".join(f"{name:>13}" for name in PAIRS))
     average = {name: value.mean(1).tolist() for name, value in found.items()}
     for block in range(student.config.depth):
-        cells = [f"{average[f'teacher {name}'][block]:5.2f} > {average[f'student {name}'][block]:5.2f}" for name in PAIRS]
+        cells = [" > ".join(f"{average[f'{side} {name}'][block]:5.2f}" for side in ("teacher", "student"))
+                 for name in PAIRS]
         print(f"{block:5d} {average['kl'][block]:6.3f} {average['js'][block]:6.3f} " + " ".join(cells))
     if args.figure:
         figure = new_figure(args.figure, 10, 5.6)
@@ -753,8 +756,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--speed", nargs="?", const="deit_s", metavar="TEACHER", help="time and memory of a training step (deit_s)\n"
         "  python eval.py --speed dino_b --batch-size 8")
     add = parser.add_argument_group("options").add_argument
-    add("--data", nargs="+", metavar="DATA", help=f"other test sets: {', '.join(FOLDERS)},\nor as in train.py; a folder of "
-        "class folders counts whole\n  python eval.py RUN --data imagenet_a imagenet_r --data-root /data")
+    add("--data", nargs="+", metavar="DATA", help=f"other test sets: {', '.join(FOLDERS)},\nor as in train.py; a "
+        "folder of class folders counts whole\n  python eval.py RUN --data imagenet_a imagenet_r --data-root /data")
     add("--data-root", metavar="DIR", help="where data sets are kept (the run's)")
     add("--ema", action="store_true", help="the moving average of the weights, if the run kept one")
     add("--weights", metavar="PATH", help="the teacher's file (the run's)")
@@ -767,7 +770,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--img-size", type=at_least_one, metavar="PX", help="with --speed: (the teacher's)")
     add("--blocks", type=at_least_one, metavar="N", help="with --speed: blocks to distil (three quarters)")
     add("--batch-size", type=at_least_one, metavar="N", help="(256; with --speed 16, on CUDA 128)")
-    add("--workers", type=int, metavar="N", help="processes that decode images (0)")
+    add("--workers", type=at_least_one, metavar="N", help="processes that decode images (0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
     return parser.parse_intermixed_args()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import csv
 import hashlib
 import http.server
 import importlib.util
@@ -10,6 +11,8 @@ import json
 import math
 import os
 import pickle
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -34,11 +37,13 @@ from safetensors.torch import load_file, save, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+import eval as evaluation
 import teachers
+import train
 from model import Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components
 from teachers import TEACHERS, cache_path, load_teacher, parameters, replacing, student_config
 from transfer import (LOSSES, PARTS, AttentionTransfer, PlainRouting, RowwiseCrossEntropy, RowwiseRouting, align,
-                      flash_cross_entropy, init_from, measures, parse_numbers, part_of, plain_divergence)
+                      flash_cross_entropy, init_from, kl, measures, parse_numbers, part_of, plain_divergence)
 
 
 @torch.no_grad()
@@ -1632,3 +1637,675 @@ def test_measures_know_uniform_and_one_hot_maps():
     itself = measures(uniform, uniform.clone(), config)
     assert itself["kl"].abs().max() < 1e-6 and itself["js"].abs().max() < 1e-6
     assert found["kl"].min() > 1 and found["js"].min() > 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# train.py
+
+HERE = Path(teachers.__file__).parent
+
+
+@pytest.fixture
+def nano(tmp_path, monkeypatch):
+    """An untrained stand-in for the nano teachers in a cache of its own, and a place to run in."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in "deit_nano", "dinov2_reg_nano":
+        path = teachers.cache_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stamp = json.dumps([repr(TEACHERS[name].config), teachers.PRETRAINING])
+        save_file(vit(name, 1, "teacher").state_dict(), path, metadata={"recipe": stamp})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+QUICK = ["--epochs", "2", "--train-images", "40", "--batch-size", "16", "--amp", "off"]
+
+
+def command(*words, processes=0, **options) -> subprocess.CompletedProcess:
+    """Runs train.py as a user does, in a process of its own or in several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    return subprocess.run([sys.executable, *launcher, HERE / "train.py", *map(str, words)], capture_output=True,
+                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120, **options)
+
+
+def inside(monkeypatch, capsys, *words) -> str:
+    """Runs train.py's main in this process; returns what it prints."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+    train.main()
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def small_matching(monkeypatch):
+    """Fewer held-out images than 10,000, so that a test of the plumbing is quick."""
+    real = teachers.matching
+    monkeypatch.setattr("data.matching", lambda count, seed: real(min(count, 200), seed))
+
+
+def student_of(folder) -> dict:
+    return load_file(Path(folder) / "student.safetensors")
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano, monkeypatch, capsys, small_matching):
+    out = inside(monkeypatch, capsys, *QUICK)
+    assert "next: python eval.py runs/deit_nano-matching-distill-seed0" in out.splitlines()[-1]
+    assert out.splitlines()[-2].split()[:4] == ["deit_nano", "matching", "standard", "0"]
+    for mode in "baseline", "distill":
+        folder = Path(f"runs/deit_nano-matching-{mode}-seed0")
+        assert {path.name for path in folder.iterdir()} == {"config.json", "log.jsonl", "student.safetensors", "result.json"}
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["step"] == 6
+        assert (lines[0]["transfer_loss"] > 0) == (mode == "distill")
+        result = json.loads((folder / "result.json").read_text())
+        assert result["n"] == 200 and 0 <= result["top1"] <= result["top5"] <= 100
+        config = json.loads((folder / "config.json").read_text())
+        assert config["settings"]["epochs"] == 2 and config["versions"]["torch"] == torch.__version__
+
+
+def test_a_baseline_needs_no_weights_of_the_teacher(nano, monkeypatch, capsys, small_matching):
+    monkeypatch.setattr("eval.load_teacher", None)
+    inside(monkeypatch, capsys, "--teacher", "eva02_nano", "--mode", "baseline", *QUICK)
+    assert student_of("runs/eva02_nano-matching-baseline-seed0")
+
+
+def test_a_finished_run_is_not_trained_again_unless_fresh(nano, monkeypatch, capsys, small_matching):
+    words = ["--mode", "baseline", *QUICK]
+    inside(monkeypatch, capsys, *words)
+    path = Path("runs/deit_nano-matching-baseline-seed0/student.safetensors")
+    before = path.stat().st_mtime_ns
+    assert "finished before" in inside(monkeypatch, capsys, *words) and path.stat().st_mtime_ns == before
+    assert "finished before" not in inside(monkeypatch, capsys, *words, "--fresh") and path.stat().st_mtime_ns > before
+
+
+def test_other_settings_than_those_on_disk_are_listed_and_nothing_is_lost(nano, monkeypatch, capsys, small_matching):
+    inside(monkeypatch, capsys, "--mode", "baseline", *QUICK)
+    with pytest.raises(UserError, match="lr 0.004 there and 0.1 here.*--fresh"):
+        inside(monkeypatch, capsys, "--mode", "baseline", *QUICK, "--lr", 0.1)
+    assert student_of("runs/deit_nano-matching-baseline-seed0")
+
+
+def test_a_seed_repeats_a_run_exactly_and_two_seeds_differ(nano, monkeypatch, capsys, small_matching):
+    recipe = ["--mixup", 0.8, "--cutmix", 1, "--drop-path", 0.2, "--ema", 0.9, "--smoothing", 0.1, "--layer-decay", 0.8]
+    for out, seed in ("a", 0), ("b", 0), ("c", 1):
+        inside(monkeypatch, capsys, "--mode", "transfer", *QUICK, *recipe, "--seed", seed, "--out", out)
+    a, b, c = (student_of(f"{out}/deit_nano-matching-distill-seed{seed}") for out, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert same(a, b) and not same(a, c)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["copy", "distill"])
+@pytest.mark.parametrize("step", [2, 4, 5])
+def test_a_run_that_is_killed_at_any_step_ends_with_the_student_it_would_have_had(
+        method, step, nano, monkeypatch, capsys, small_matching):
+    words = ["--mode", "transfer", "--method", method, *QUICK, "--mixup", 0.8, "--drop-path", 0.2, "--ema", 0.9]
+    inside(monkeypatch, capsys, *words, "--out", "whole")
+    train_step = train.Trainer.train_step
+
+    def killed(trainer, *batch):
+        if trainer.step == step:
+            raise Killed
+        train_step(trainer, *batch)
+        trainer.saved = -1e9  # as if the last checkpoint lay long back
+
+    with monkeypatch.context() as patched:
+        patched.setattr("train.Trainer.train_step", killed)
+        with pytest.raises(Killed):
+            inside(patched, capsys, *words, "--out", "broken")
+    inside(monkeypatch, capsys, *words, "--out", "broken")
+    for name in "student.safetensors", "student_ema.safetensors":
+        whole, broken = (load_file(f"{out}/deit_nano-matching-{method}-seed0/{name}") for out in ("whole", "broken"))
+        assert same(whole, broken)
+    logs = [[json.loads(line) for line in Path(f"{out}/deit_nano-matching-{method}-seed0/log.jsonl").read_text().splitlines()]
+            for out in ("whole", "broken")]
+    assert [(line["epoch"], line["loss"], line["top1"]) for line in logs[0]] == [
+        (line["epoch"], line["loss"], line["top1"]) for line in logs[1]]
+
+
+def test_kill_9_and_ctrl_c_lose_nothing(nano):
+    words = ["--mode", "baseline", "--train-images", "64", "--batch-size", "16", "--epochs", "60"]
+    done = command(*words, "--out", "whole")
+    assert done.returncode == 0, done.stderr
+    for ending, code in (signal.SIGKILL, -9), (signal.SIGINT, 130):
+        folder = Path(f"broken{code}/deit_nano-matching-baseline-seed0")
+        process = subprocess.Popen([sys.executable, HERE / "train.py", *words, "--out", f"broken{code}"], text=True,
+                                   stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        waited = 0
+        while not (folder / ("checkpoint.pt" if ending is signal.SIGKILL else "log.jsonl")).exists() and waited < 60:
+            time.sleep(0.02)
+            waited += 0.02
+        process.send_signal(ending)
+        said = process.communicate()[1]
+        assert process.returncode == code and not (folder / "result.json").exists()
+        if ending is not signal.SIGKILL:
+            assert "go on with: python train.py --mode baseline" in said.splitlines()[-1] and "Traceback" not in said
+        done = command(*words, "--out", f"broken{code}")
+        assert done.returncode == 0, done.stderr
+        assert same(student_of("whole/deit_nano-matching-baseline-seed0"), student_of(folder))
+
+
+@pytest.mark.parametrize("method", ["copy", "distill"])
+def test_two_processes_train_the_student_that_one_trains(method, nano):
+    words = ["--mode", "transfer", "--method", method, "--epochs", 2, "--train-images", 45, "--batch-size", 16,
+             "--device", "cpu", "--accumulate", 2, "--clip", 0]
+    alone, together = command(*words, "--out", "one"), command(*words, "--out", "two", processes=2)
+    assert alone.returncode == 0 and together.returncode == 0, together.stderr
+    one, two = (student_of(f"{out}/deit_nano-matching-{method}-seed0") for out in ("one", "two"))
+    start = ViT(evaluation.load_student(f"one/deit_nano-matching-{method}-seed0").config)
+    for key in one:
+        assert (one[key] - two[key]).abs().max() < 2e-4, key
+    assert max((one[key] - value).abs().max() for key, value in start.state_dict().items()) > 0.05
+    results = [json.loads(Path(f"{out}/deit_nano-matching-{method}-seed0/result.json").read_text()) for out in ("one", "two")]
+    assert results[0]["n"] == results[1]["n"] == 10_000
+    assert abs(results[0]["top1"] - results[1]["top1"]) < 0.1
+    assert together.stdout.count("next:") == 1
+
+
+def test_a_grid_runs_every_combination_and_skips_what_is_finished(nano, monkeypatch, capsys, small_matching):
+    words = ["--teacher", "deit_nano", "dinov2_reg_nano", "--method", "copy", "distill", "--seed", 0, 1, *QUICK]
+    inside(monkeypatch, capsys, "--teacher", "deit_nano", "--mode", "baseline", *QUICK)
+    out = inside(monkeypatch, capsys, *words)
+    assert out.count("finished before") == 1 and len(list(Path("runs").iterdir())) == 12
+    assert len([line for line in out.splitlines() if line.startswith(("deit_nano ", "dinov2_reg_nano "))]) == 8
+
+
+def test_every_method_what_loss_and_start_trains(nano, monkeypatch, capsys, small_matching):
+    base = ["--teacher", "dinov2_reg_nano", *QUICK, "--epochs", 1]
+    for number, words in enumerate([
+            ["--mode", "transfer", "--method", "copy", "--what", "q"], ["--mode", "transfer", "--what", "v"],
+            ["--mode", "transfer", "--what", "output", "--blocks", "1-2"], ["--mode", "transfer", "--loss", "js"],
+            ["--mode", "transfer", "--heads", "0,2", "--temperature", 2, "--student", "registers"],
+            ["--mode", "finetune", "--student", "native"],
+            ["--mode", "baseline", "--init", "mlp", "--student", "layerscale"],
+            ["--mode", "transfer", "--student", "layerscale,registers"]]):
+        out = inside(monkeypatch, capsys, *base, *words, "--out", f"out{number}")
+        assert "next:" in out and len(list(Path(f"out{number}").iterdir())) == 1
+
+
+def test_an_untrained_teacher_is_said_in_the_name_and_in_the_table(nano, monkeypatch, capsys, small_matching):
+    out = inside(monkeypatch, capsys, "--weights", "random", "--mode", "transfer", "--method", "copy", *QUICK)
+    assert "deit_nano(random)-matching-copy-seed0" in out and "\ndeit_nano(random) " in out
+    settings = evaluation.read_run("runs/deit_nano(random)-matching-copy-seed0")["settings"]
+    one, other = evaluation.run_teacher(settings).state_dict(), evaluation.run_teacher(settings).state_dict()
+    assert same(one, other)  # the student is evaluated with the teacher it was trained with
+    assert not same(one, teachers.load_teacher("deit_nano").state_dict())
+
+
+def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_methods(nano, monkeypatch, capsys):
+    for part, count in ("train", 4), ("val", 2):
+        for label in "cat", "dog":
+            folder = Path("animals", part, label)
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.effect_noise((250, 230), 60 + number).save(folder / f"{number}.jpg")
+    config = TEACHERS["eva02_s"].config
+    theirs = scramble(timm.create_model("eva02_small_patch14_224"))
+    path = publish("eva02_s", theirs, Path("."))
+    out = inside(monkeypatch, capsys, "--teacher", "eva02_s", "--weights", path, "--data", "animals", "--epochs", 1,
+                 "--batch-size", 4, "--mode", "baseline", "transfer", "--method", "copy", "distill", "--workers", 1)
+    assert len(list(Path("runs").iterdir())) == 3 and "eva02_s-animals-distill-seed0" in out
+    student = evaluation.load_student("runs/eva02_s-animals-distill-seed0")
+    assert student.config.pool == "avg" and student.config.grid == config.grid and student.config.num_classes == 2
+    opened = timm.create_model("vit_small_patch16_224", patch_size=14, num_classes=2, global_pool="avg").eval()
+    opened.load_state_dict(student_of("runs/eva02_s-animals-distill-seed0"), strict=True)
+    images = torch.randn(2, 3, 224, 224)
+    assert relative(student(images), opened(images)) < 1e-5
+
+
+def test_bfloat16_and_accumulation_train(nano, monkeypatch, capsys, small_matching):
+    inside(monkeypatch, capsys, "--mode", "transfer", "--method", "copy", "distill", *QUICK, "--amp", "bf16", "--accumulate", 3)
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_accumulating_gradients_gives_the_student_of_the_whole_batch(nano, monkeypatch, capsys, small_matching):
+    for pieces in 1, 4:
+        inside(monkeypatch, capsys, "--mode", "transfer", *QUICK, "--accumulate", pieces, "--out", f"out{pieces}")
+    one, four = (student_of(f"out{pieces}/deit_nano-matching-distill-seed0") for pieces in (1, 4))
+    assert all(torch.allclose(one[key], four[key], atol=1e-3) for key in one)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(nano, monkeypatch, capsys, small_matching):
+    train_step = train.Trainer.train_step
+
+    def spoiled(trainer, images, labels):
+        if trainer.step == 4:
+            images = images * float("nan")
+        train_step(trainer, images, labels)
+        trainer.saved = -1e9
+
+    monkeypatch.setattr("train.Trainer.train_step", spoiled)
+    with pytest.raises(UserError, match="not finite at step 4 .*learning rate .*last good state"):
+        inside(monkeypatch, capsys, "--mode", "transfer", *QUICK)
+    kept = torch.load("runs/deit_nano-matching-distill-seed0/checkpoint.pt", weights_only=True)
+    assert kept["step"] <= 4 and all(value.isfinite().all() for value in kept["student"].values())
+
+
+def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
+    student = vit("beitv2_nano")
+    groups = train.parameter_groups(student, 1.0, 0.1, 0.5)
+    of = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(of) == len(list(student.parameters()))
+    for name, parameter in student.named_parameters():
+        matrix = name.endswith("weight") and "norm" not in name
+        assert of[id(parameter)]["weight_decay"] == (0.1 if matrix else 0), name
+    assert of[id(student.cls_token)]["lr"] == of[id(student.rel_pos_bias.relative_position_bias_table)]["lr"] == 0.5 ** 5
+    assert [of[id(block.attn.qkv.weight)]["lr"] for block in student.blocks] == [0.5 ** 4, 0.5 ** 3, 0.5 ** 2, 0.5]
+    assert of[id(student.head.weight)]["lr"] == 1
+
+
+def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
+    args = train.parse_arguments(["--teacher", "deit_s", "--recipe", "distill", "--lr", "1e-3", "--data", "cifar10"])
+    settings = train.grid(args)[1]
+    assert settings["beta2"] == 0.95 and settings["drop_path"] == 0.2 and settings["ema"] == 0.9999
+    assert settings["lr"] == 1e-3 and settings["epochs"] == 200 and settings["warmup"] == 0.1  # 20 of 200 epochs
+
+
+@pytest.mark.parametrize("words, says", [
+    (["--teacher", "eva2_s"], "did you mean eva02_s"), (["--mode", "transfr"], "did you mean transfer"),
+    (["--method", "coppy"], "did you mean copy"), (["--data", "matchin"], "did you mean matching"),
+    (["--student", "layerscal", "--teacher", "dinov2_nano"], "did you mean layerscale"),
+    (["--student", "layerscale"], "deit_nano has no layerscale"), (["--epochs", "0"], "of at least 1"),
+    (["--lr", "fast"], "'fast' is not a number"), (["--lr", "nan"], "'nan' is not a number"),
+    (["--drop-path", "1.5"], "from 0 to 0.99"), (["--blocks", "9"], "there are 4"), (["--blocks", "x"], "no count"),
+    (["--heads", "7"], "there are 4"), (["--img-size", "33"], "not a multiple of the patch size 8"),
+    (["--device", "cuda:9"], "device 'cuda:9' is not there"), (["--device", "abacus"], "device 'abacus' is not there"),
+    (["--amp", "fp16", "--device", "cpu"], "needs CUDA"), (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+    (["--weights", "junk.pth"], "junk.pth"), (["--out", "junk.pth"], "choose another --out"),
+    (["--init", "mpl"], "did you mean mlp"), (["--data", "empty"], "has no class folders"),
+    (["--train-images", "-3"], "'-3' is not a whole number"), (["--data", "a/same", "b/same"], "share the folder"),
+    (["--epoch", "3"], "unrecognized arguments"),
+])
+def test_a_mistake_is_one_line_that_says_what_to_do(words, says, nano, monkeypatch, capsys):
+    Path("junk.pth").write_bytes(b"\0junk")
+    for folder in "empty", "a/same/x", "b/same/x":
+        Path(folder).mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["train.py", *QUICK, *words])
+    with pytest.raises(SystemExit) as ended:
+        teachers.answer_mistakes(train.main)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and says in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_a_mistake_leaves_no_traceback_on_the_command_line(nano):
+    ended = command("--method", "coppy")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and ended.stdout == ""
+
+
+def test_help_is_there_in_three_seconds(nano):
+    start = time.perf_counter()
+    assert "--teacher" in command("--help").stdout and time.perf_counter() - start < 8  # 3 s on an idle machine
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# eval.py
+
+WORDNET = [f"n0{1440764 + number}" for number in range(8)]
+
+
+def call(script, words, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, words)])
+    script.main()
+
+
+def write_class_folders(folder, names, each=2, seed=0):
+    """Class folders of small random pictures."""
+    from torchvision.transforms.v2.functional import to_pil_image
+    generator = torch.Generator().manual_seed(seed)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            picture = torch.randint(256, (3, 40, 40), generator=generator, dtype=torch.uint8)
+            to_pil_image(picture).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Runs of untrained teachers on eight small class folders: a root with data/ and runs/. Not to be written to."""
+    root = tmp_path_factory.mktemp("trained")
+    for part, each in ("train", 2), ("val", 2):
+        write_class_folders(root / "data" / "imagenet" / part, WORDNET, each, len(part))
+    with pytest.MonkeyPatch.context() as patch:
+        three = "--mode", "baseline", "transfer", "--method", "copy", "distill", "--ema", "0.5"
+        for teacher, *words in (("deit_nano", *three),
+                                ("dinov2_reg_nano", "--mode", "transfer", "--student", "standard", "native"),
+                                ("siglip_nano", "--mode", "transfer")):
+            call(train, ["--teacher", teacher, "--weights", "random", "--epochs", "2", "--workers", "0",
+                         "--device", "cpu", "--data", "imagenet", "--data-root", root / "data", "--out", root / "runs",
+                         *words], patch)
+    return root
+
+
+def run(trained, name):
+    """The folder of the run whose name has these words, e.g. "deit_nano copy"."""
+    teacher, *words = name.split()
+    teacher += "" if "baseline" in words else "(random)"
+    return trained / "runs" / "-".join([teacher, "imagenet", *words, "seed0"])
+
+
+def copied(trained, tmp_path, name):
+    return shutil.copytree(run(trained, name), tmp_path / "copy")
+
+
+def figures(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", line)]
+
+
+@pytest.mark.parametrize("name", ["deit_nano baseline", "deit_nano copy", "deit_nano distill"])
+def test_a_run_is_evaluated_to_the_result_that_training_wrote(trained, name, monkeypatch, capsys):
+    folder = run(trained, name)
+    result = json.loads((folder / "result.json").read_text())
+    call(evaluation, [folder], monkeypatch)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert figures(line) == [round(result["top1"], 2), round(result["top5"], 2)] and " 16 " in line
+    call(evaluation, [folder, "--ema"], monkeypatch)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert figures(line) == [round(result["ema_top1"], 2), round(result["ema_top5"], 2)]
+
+
+def test_ema_loads_the_moving_average(trained):
+    folder = run(trained, "deit_nano distill")
+    plain, average = evaluation.load_student(folder), evaluation.load_student(folder, ema=True)
+    assert not plain.head.weight.equal(average.head.weight)
+    assert average.head.weight.equal(load_file(folder / "student_ema.safetensors")["head.weight"])
+
+
+@pytest.mark.parametrize("name, place, classes, folders", [
+    ("imagenet_a", "imagenet-a", [6, 1, 4], None), ("imagenet_r", "imagenet_r", [2, 3], None),
+    ("imagenet_sketch", "sketch", range(8), None),
+    ("imagenet_v2", "imagenetv2-matched-frequency-format-val", range(8), [str(number) for number in range(8)])])
+def test_a_shifted_set_asks_the_student_only_among_its_classes(trained, tmp_path, name, place, classes, folders,
+                                                               monkeypatch, capsys):
+    names = [WORDNET[number] for number in classes]
+    write_class_folders(tmp_path / place, folders or names, each=3, seed=5)
+    folder = run(trained, "deit_nano distill")
+    call(evaluation, [folder, "--data", name, "--data-root", tmp_path], monkeypatch)
+    # The same by hand: PIL, the teacher's normalisation, the student, and a maximum over the classes of the set.
+    from torchvision.transforms.v2.functional import pil_to_tensor
+    student, right, view = evaluation.load_student(folder), [], data.views("imagenet", 32)[0]
+    for number, place_name in zip(classes, folders or names):
+        for file in (tmp_path / place / place_name).iterdir():
+            image = data.normalise(pil_to_tensor(view(data.read_image(file))) / 255, *teachers.HALF)
+            scores = student(image[None])[0].detach()
+            right.append(number == max(classes, key=lambda other: scores[other].item()))
+    line = capsys.readouterr().out.splitlines()[1]
+    assert figures(line)[0] == pytest.approx(100 * sum(right) / len(right), abs=0.01)
+    assert f" {len(right)} " in line and (f"({len(classes)}/8)" in line) == (len(classes) < 8)
+
+
+def test_the_folders_of_imagenet_v2_count_by_number_and_not_by_name(tmp_path):
+    write_class_folders(tmp_path / "imagenet_v2", [str(number) for number in range(11)], each=1)
+    settings = {"data_root": str(tmp_path), "data": "imagenet", "img_size": 32, "teacher": "deit_nano"}
+    known = [f"n{number:08d}" for number in range(12)]
+    dataset, classes = evaluation.test_set({"settings": settings, "classes": known}, "imagenet_v2")
+    folders = [path.parent.name for _, path in dataset.source.samples]
+    assert [str(classes[label]) for _, label in dataset] == folders and len(folders) == 11
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@torch.inference_mode()
+def test_a_standard_student_opens_strictly_in_timm_with_the_same_logits(trained, tmp_path, pool):
+    folder = copied(trained, tmp_path, "deit_nano distill")
+    config = evaluation.read_run(folder)
+    config["student"]["pool"] = pool
+    ours = scramble(ViT(evaluation.ViTConfig(**config["student"])))
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(ours.state_dict(), folder / "student.safetensors")
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=4,
+                               num_classes=8, global_pool=pool).eval()
+    theirs.load_state_dict(load_file(folder / "student.safetensors"), strict=True)
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(evaluation.load_student(folder)(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_native_student_opens_with_its_components(trained):
+    student = evaluation.load_student(run(trained, "dinov2_reg_nano distill native"))
+    assert student.config.registers == 4 and student.config.layerscale and not student.training
+    assert student(torch.zeros(1, 3, 32, 32)).shape == (1, 8)
+
+
+# The table
+
+
+def write_run(folder, top1, base, **settings):
+    """The two small files of a finished run, whose settings are those of `base` but for some."""
+    folder.mkdir(parents=True)
+    config = evaluation.read_run(base)
+    config["settings"] |= settings
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps({"top1": top1}))
+
+
+@pytest.fixture
+def results(trained, tmp_path):
+    """Two seeds of a baseline and of what it is compared with."""
+    base, transfer = run(trained, "deit_nano baseline"), run(trained, "deit_nano distill")
+    for seed, (plain, distill, native) in enumerate([(50.0, 53.0, 49.0), (52.0, 57.0, 50.5)]):
+        write_run(tmp_path / "runs" / f"b{seed}", plain, base, seed=seed)
+        write_run(tmp_path / "runs" / f"d{seed}", distill, transfer, seed=seed, weights=None)
+        write_run(tmp_path / "runs" / f"n{seed}", native, transfer, seed=seed, weights=None, student="native")
+    write_run(tmp_path / "runs" / "r", 40.0, transfer, seed=0)
+    write_run(tmp_path / "runs" / "x", 51.0, transfer, seed=1, weights=None, loss="js")
+    return tmp_path / "runs"
+
+
+def test_the_table_holds_gains_over_the_baseline_of_the_same_seed(results, tmp_path, monkeypatch, capsys):
+    call(evaluation, ["--table", results, "--csv", tmp_path / "t.csv"], monkeypatch)
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+             if "|" in line]
+    shown = {cells[1]: dict(zip(lines[0], cells)) for cells in lines[2:]}
+    expected = {"family": "DeiT", "teacher": "deit_nano", "baseline": "51.0 ± 1.4", "copy": "-",
+                "distill": "+4.0 ± 1.4", "native copy": "-", "native distill": "**-1.2 ± 0.4**", "native baseline": "-",
+                "distill loss=js": "**-1.0**"}
+    assert shown["deit_nano"] == expected
+    untrained = shown["deit_nano (random)"]
+    assert untrained["distill"] == "**-10.0**" and untrained["baseline"] == "51.0 ± 1.4"
+    with open(tmp_path / "t.csv") as file:
+        row = next(csv.DictReader(file))
+    found = [row[name] for name in ("teacher", "distill", "distill sd", "distill seeds")]
+    assert found == ["deit_nano", "4.000", "1.414", "2"]
+
+
+def test_families_come_in_the_order_of_the_registry(results):
+    base = results / "b0"
+    for name in "dinov2_nano", "deit_s", "mae_b", "deit_ti":
+        write_run(results / name, 50.0, base, teacher=name, mode="baseline", method=None, seed=0, weights=None)
+    (table,) = evaluation.collect(results).values()
+    rows = evaluation.gains(table)
+    expected = ["deit_ti", "deit_s", "deit_nano", "deit_nano (random)", "mae_b", "dinov2_nano"]
+    assert [row["teacher"] for row in rows] == expected
+
+
+@pytest.mark.parametrize("setting, value", [("epochs", 99), ("data", "cifar10"), ("train_images", 9), ("img_size", 64)])
+def test_runs_that_cannot_be_compared_have_a_table_each(results, setting, value, monkeypatch, capsys):
+    write_run(results / "other", 10.0, results / "d0", **{setting: value})
+    call(evaluation, ["--table", results], monkeypatch)
+    out = capsys.readouterr().out
+    assert f"2 tables: runs that differ in {setting} cannot be compared" in out
+    assert len(re.findall("^###", out, re.M)) == 2 and "-40.0" not in out
+
+
+# Maps
+
+
+@pytest.mark.parametrize("name", ["deit_nano distill", "dinov2_reg_nano distill", "dinov2_reg_nano distill native",
+                                  "siglip_nano distill"])
+@torch.inference_mode()
+def test_a_teachers_map_is_shown_among_the_students_tokens(trained, name):
+    config, student = evaluation.read_run(run(trained, name)), evaluation.load_student(run(trained, name))
+    teacher, images = evaluation.run_teacher(config["settings"]), torch.randn(2, 3, 32, 32)
+    theirs, ours = evaluation.both_maps(config["settings"], student, teacher, images)
+    kept = torch.tensor([token for token in range(16 + teacher.config.prefix) if student.config.registers
+                         or not 1 <= token <= teacher.config.registers])
+    for block, whole in enumerate(teacher.attention_maps(images)):
+        part = whole[..., kept[:, None], kept]
+        torch.testing.assert_close(theirs[block], part / part.sum(-1, keepdim=True))
+    for mine, expected in zip(ours, student.attention_maps(images), strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_the_maps_of_a_copy_run_are_the_teachers_only_where_it_copies(trained):
+    folder = run(trained, "deit_nano copy")
+    settings, student = evaluation.read_run(folder)["settings"], evaluation.load_student(folder)
+    teacher, images = evaluation.run_teacher(settings), torch.randn(2, 3, 32, 32)
+    for blocks, same in (None, [True] * 4), ("1-2", [False, True, True, False]):
+        theirs, ours = evaluation.both_maps(settings | {"blocks": blocks}, student, teacher, images)
+        assert [torch.allclose(*pair) for pair in zip(theirs, ours)] == same
+
+
+def test_agreement_prints_the_divergence_of_the_maps_by_block(trained, monkeypatch, capsys):
+    folder = run(trained, "deit_nano distill")
+    call(evaluation, ["--agreement", folder], monkeypatch)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = [float(cells[1]) for cells in lines if cells and cells[0].isdecimal()]
+    settings, student = evaluation.read_run(folder)["settings"], evaluation.load_student(folder)
+    images = torch.stack([image for image, _ in evaluation.run_data(settings).val])
+    with torch.inference_mode():
+        pairs = zip(evaluation.run_teacher(settings).attention_maps(images), student.attention_maps(images), strict=True)
+        expected = [kl(theirs, ours.log()).mean().item() for theirs, ours in pairs]
+    assert shown == pytest.approx(expected, abs=6e-4) and max(shown) > 0.01
+
+
+def test_an_ensemble_averages_probabilities(trained, monkeypatch, capsys):
+    folders = [run(trained, f"deit_nano {method}") for method in ("baseline", "distill")]
+    call(evaluation, ["--ensemble", *folders], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    val = evaluation.run_data(evaluation.read_run(folders[0])["settings"]).val
+    images, labels = torch.stack([image for image, _ in val]), torch.tensor([label for _, label in val])
+    with torch.inference_mode():
+        each = [evaluation.load_student(folder)(images).softmax(1) for folder in folders]
+    expected = [100 * (p.argmax(1) == labels).double().mean().item() for p in (*each, (each[0] + each[1]) / 2)]
+    assert [figures(line)[0] for line in lines] == pytest.approx(expected, abs=0.01)
+
+
+def test_an_ensemble_weighs_probabilities_and_not_logits(trained, tmp_path, monkeypatch, capsys):
+    folders = [shutil.copytree(run(trained, "deit_nano distill"), tmp_path / name) for name in "ab"]
+    for folder, probabilities in zip(folders, ([0.9, 0.1, 1e-9], [1e-6, 0.6, 0.4])):  # mean logits would say 1
+        tensors = load_file(folder / "student.safetensors")
+        tensors["head.weight"].zero_()
+        tensors["head.bias"][:3] = torch.tensor(probabilities).log()
+        save_file(tensors, folder / "student.safetensors")
+    write_class_folders(tmp_path / "imagenet-a", WORDNET[:1], each=3)
+    write_class_folders(tmp_path / "imagenet-a", WORDNET[1:3], each=1)
+    call(evaluation, ["--ensemble", *folders, "--data", "imagenet_a", "--data-root", tmp_path], monkeypatch)
+    assert [figures(line)[0] for line in capsys.readouterr().out.splitlines()[1:]] == [60.0, 20.0, 60.0]
+
+
+# Pictures and speed
+
+
+@pytest.mark.parametrize("words", [
+    ["--maps", "FILE", "deit_nano copy"], ["--maps", "FILE", "dinov2_reg_nano distill native", "--patch", "3,0"],
+    ["--maps", "FILE", "siglip_nano distill", "--image", "IMAGE"],
+    ["--agreement", "deit_nano distill", "--figure", "FILE"],
+    ["--curves", "FILE", "deit_nano baseline", "deit_nano distill"], ["--table", "RUNS", "--figure", "FILE"]],
+    ids=lambda words: " ".join(words[:3]))
+def test_a_picture_is_drawn(trained, tmp_path, words, monkeypatch):
+    image = trained / "data" / "imagenet" / "val" / WORDNET[0] / "0.png"
+    named = {"FILE": tmp_path / "new" / "picture.png", "IMAGE": image, "RUNS": trained / "runs"}
+    call(evaluation, [named.get(word) or (run(trained, word) if " " in word else word) for word in words], monkeypatch)
+    pixels = torch.tensor(list(data.read_image(named["FILE"]).convert("L").tobytes()))
+    assert len(pixels) > 300_000 and (pixels < 128).float().mean() > 0.002, "more than an empty page"
+
+
+def test_speed_counts_every_variant_against_the_baseline(monkeypatch, capsys):
+    call(evaluation, ["--speed", "deit_nano", "--batch-size", "4", "--device", "cpu"], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert torch.__version__ in lines[0] and "random weights" in lines[0]
+    cost = {line[:15].strip(): figures(line) for line in lines[2:7]}
+    assert set(cost) == {"baseline", "copy, flash", "copy, plain", "distill, flash", "distill, plain"}
+    assert cost["baseline"][1] == cost["baseline"][2] == 1
+
+
+def test_peak_memory_counts_what_lives_at_the_same_time():
+    x = torch.zeros(1000)
+
+    def step():
+        y = x.view(10, 100)  # nothing new
+        y = (y + 1) + 1  # two alive at once
+        del y
+        x + 1
+
+    assert 2 * 4e-3 <= evaluation.step_cost(step, [x]) < 2.1 * 4e-3
+
+
+# What a user can get wrong
+
+
+def damage(folder, name, text=None):
+    (folder / name).unlink() if text is None else (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["NOWHERE"], "is no run"), ([], "takes RUN..., and was given 0"),
+    (["RUN", "--csv", "x.csv"], "--csv does not go with"),
+    (["--table", "NOWHERE"], "no finished runs"),
+    (["--table", "NOWHERE", "--curves", "c.png", "RUN"], "not allowed with"),
+    (["RUN", "--data", "imagenet_z"], "did you mean"),
+    (["RUN", "--data", "imagenet_a", "--data-root", "NOWHERE"], "imagenet-a"),
+    (["RUN", "--data", "matching"], "choose data of the same"),
+    (["--ensemble", "RUN"], "takes RUN RUN, and was given 1"),
+    (["--maps", "m.png", "RUN", "--patch", "4,0"], "not in the grid of 4 x 4"),
+    (["--maps", "m.png", "RUN", "--patch", "x"], "not ROW,COLUMN"),
+    (["--maps", "m.png", "RUN", "--image", "CONFIG"], "as an image"),
+    (["--maps", "m.what", "RUN"], ".png, .svg or .pdf"),
+    (["--maps", "CONFIG/m.png", "RUN"], "cannot write"), (["--speed", "deit_nanu"], "deit_nano"),
+    (["--speed", "deit_nano", "--blocks", "5"], "out of range"), (["RUN", "--batch-size", "0"], "at least 1")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_mistake_is_answered_in_one_line(trained, tmp_path, words, expected, monkeypatch):
+    folder = run(trained, "deit_nano distill")
+    named = {"RUN": folder, "NOWHERE": tmp_path / "nowhere", "CONFIG": folder / "config.json",
+             "CONFIG/m.png": folder / "config.json" / "m.png"}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        call(evaluation, [named.get(word, word) for word in words], monkeypatch)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, text, words, expected", [
+    ("student.safetensors", None, ["RUN"], "is not finished; go on with: python train.py --teacher deit_nano"),
+    ("student_ema.safetensors", None, ["RUN", "--ema"], "kept no moving average"),
+    ("student.safetensors", "{", ["RUN"], "does not hold the student"),
+    ("config.json", "{", ["RUN"], "cannot be read"),
+    ("config.json", "{}", ["RUN"], "it is not of a run"),
+    ("result.json", "{", ["--table", "RUN"], "is damaged; remove"),
+    ("result.json", None, ["--table", "RUN"], "no finished runs"),
+    ("log.jsonl", None, ["--curves", "c.png", "RUN"], "missing"),
+    ("log.jsonl", "{", ["--curves", "c.png", "RUN"], "damaged"),
+    ("log.jsonl", "", ["--curves", "c.png", "RUN"], "an epoch")])
+def test_a_damaged_or_unfinished_run_is_answered_in_one_line(trained, tmp_path, name, text, words, expected,
+                                                             monkeypatch):
+    folder = copied(trained, tmp_path, "deit_nano distill")
+    damage(folder, name, text)
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        call(evaluation, [folder if word == "RUN" else word for word in words], monkeypatch)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_copy_run_without_its_teachers_weights_names_the_file(trained, tmp_path, monkeypatch):
+    folder = copied(trained, tmp_path, "deit_nano copy")
+    call(evaluation, [folder, "--weights", "random"], monkeypatch)
+    with pytest.raises(UserError, match="gone.safetensors is not there"):
+        call(evaluation, [folder, "--weights", tmp_path / "gone.safetensors"], monkeypatch)
+
+
+def test_a_set_of_other_classes_is_refused(trained, tmp_path, monkeypatch):
+    write_class_folders(tmp_path / "imagenet-a", [*WORDNET[:2], "n09999999"])
+    with pytest.raises(UserError, match="1 of the 3 classes of imagenet_a, such as 'n09999999'"):
+        call(evaluation, [run(trained, "deit_nano distill"), "--data", "imagenet_a", "--data-root", tmp_path], monkeypatch)
+    write_class_folders(tmp_path / "imagenet_v2", ["0", "8"])
+    with pytest.raises(UserError, match="numbers classes up to 8"):
+        call(evaluation, [run(trained, "deit_nano distill"), "--data", "imagenet_v2", "--data-root", tmp_path], monkeypatch)
+
+
+def test_pictures_without_matplotlib_say_how_to_install_it(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install matplotlib"):
+        call(evaluation, ["--curves", "c.png", run(trained, "deit_nano distill")], monkeypatch)

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import DATASETS, Data, loader
+from data import DATASETS, Data, find_folder, loader
 from eval import evaluate, pick_device, predictor, run_data, run_teacher
 from model import UserError, ViT, unknown
 from teachers import TEACHERS, Arguments, answer_mistakes, cosine, find, replacing, student_config
@@ -140,6 +140,8 @@ def grid(args: argparse.Namespace) -> list[dict]:
     for teacher, seed in itertools.product(args.teacher, args.seed):
         entry = find(teacher)
         for data in args.data or ["matching" if not entry.url else "imagenette"]:
+            if data == "imagenet" or data not in DATASETS:
+                find_folder(data, args.data_root)  # raises if there is none
             for mode, student in itertools.product(args.mode, args.student):
                 for method in args.method if mode == "transfer" else [None]:
                     plan.append(settle(args, teacher=teacher, seed=seed, data=data, mode=mode, student=student,
@@ -356,6 +358,10 @@ class Trainer:
             self.module = AttentionTransfer(self.student, teacher, settings["method"], settings["blocks"],
                                             settings["what"], settings["loss"], settings["heads"],
                                             temperature=settings["temperature"])
+        self.ema = None
+        if settings["ema"]:
+            average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings["ema"])
+            self.ema = torch.optim.swa_utils.AveragedModel(self.student, multi_avg_fn=average)
         if settings["compile"]:
             self.student.compile()
         self.parallel = self.module
@@ -367,18 +373,18 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.student, lr, settings["weight_decay"], settings["layer_decay"]), lr,
             betas=(0.9, settings["beta2"]), fused=device.type in ("cuda", "cpu"))
-        self.epoch_steps = math.ceil(len(data.train) / settings["batch_size"])
+        whole, rest = divmod(len(data.train), settings["batch_size"])
+        self.epoch_steps = whole + (rest >= run.processes.world)  # the loader leaves out a batch too small to share
         self.steps = settings["epochs"] * self.epoch_steps
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.autocast = autocast_type(settings["amp"], device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast is torch.float16)
-        self.ema = None
-        if settings["ema"]:
-            average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings["ema"])
-            self.ema = torch.optim.swa_utils.AveragedModel(self.student, multi_avg_fn=average)
         self.mix = mixing(settings, len(data.classes))
+        if settings["batch_size"] < run.processes.world:
+            raise UserError(f"a batch of {settings['batch_size']} cannot be shared by {run.processes.world} processes; "
+                            f"raise --batch-size")
         self.step = 0
-        self.meters = torch.zeros(4, dtype=torch.float64)  # sums over the epoch: loss, transfer loss, right, images
+        self.meters = torch.zeros(4, device=device)  # sums over the epoch: loss, transfer loss, right, images
         self.unchecked: list[Tensor] = []  # losses of the last steps, not yet known to be finite
         self.seconds = 0.0  # of training, over all sittings
 
@@ -400,7 +406,7 @@ class Trainer:
         total = min(settings["batch_size"], len(self.data.train) - self.step % self.epoch_steps * settings["batch_size"])
         pieces = list(zip(images.chunk(settings["accumulate"]), targets.chunk(settings["accumulate"]),
                           labels.chunk(settings["accumulate"])))
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, device=self.device)
         for number, (x, y, label) in enumerate(pieces, start=1):
             hold = world > 1 and number < len(pieces)  # exchange gradients with the last piece only
             with self.parallel.no_sync() if hold else nullcontext():
@@ -412,7 +418,7 @@ class Trainer:
                 self.scaler.scale(loss * (len(x) * world / total)).backward()
             with torch.no_grad():
                 right = (logits.argmax(1) == label).sum()
-                sums += torch.stack((loss * len(x), transfer_loss * len(x), right, right.new_tensor(len(x)))).double()
+                sums += torch.stack((loss * len(x), transfer_loss.float() * len(x), right.float(), loss.new_tensor(len(x))))
         if settings["clip"]:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.student.parameters(), settings["clip"])
@@ -421,7 +427,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update_parameters(self.student)
-        self.meters = self.meters.to(self.device) + sums
+        self.meters += sums
         self.unchecked.append(sums[0] / sums[3])
         self.step += 1
 
@@ -448,7 +454,7 @@ class Trainer:
         self.saved = time.perf_counter()
         if not self.run.processes.main:
             return
-        state = dict(step=self.step, meters=self.meters.cpu(), seconds=self.seconds, student=self.student.state_dict(),
+        state = dict(step=self.step, meters=self.meters, seconds=self.seconds, student=self.student.state_dict(),
                      optimiser=self.optimiser.state_dict(), scaler=self.scaler.state_dict(),
                      ema=self.ema.state_dict() if self.ema else None)
         with replacing(self.run.checkpoint) as part:
@@ -482,68 +488,75 @@ class Trainer:
         """Accuracy on the validation set of the student, or of the moving average of its weights."""
         settings, processes = self.settings, self.run.processes
         student.eval()
-        found = evaluate(predictor(settings, student, self.teacher), self.data.val, settings["batch_size"], self.device,
-                         settings["workers"], self.autocast, processes.shard)
+        found = evaluate(predictor(settings, student, self.teacher), self.data.val, min(256, settings["batch_size"]),
+                         self.device, settings["workers"], self.autocast, processes.shard)
         student.train()
         return found
 
     def train(self) -> dict:
         """Trains to the end, from the checkpoint if there is one, and returns the result. Raises `Stopped`."""
-        settings, processes = self.settings, self.run.processes
         self.resume()
         self.module.train()
         signals: list[int] = []
         handlers = {name: signal.signal(name, lambda number, frame: signals.append(number))
                     for name in (signal.SIGINT, signal.SIGTERM)}
-        seen_since = 0  # images since the last evaluation, which costs about as much as training on a third as many
         try:
-            with tqdm(total=self.steps, initial=self.step, desc=self.run.name, unit="step", disable=not processes.main) as bar:
+            with tqdm(total=self.steps, initial=self.step, desc=self.run.name, unit="step",
+                      disable=not self.run.processes.main) as bar:
                 while self.step < self.steps:
-                    epoch, start = divmod(self.step, self.epoch_steps)
-                    begun = time.perf_counter()
-                    images_before = self.meters[3].item()
-                    for images, labels in loader(self.data.train, settings["batch_size"], settings["seed"], epoch, start,
-                                                 processes.shard, settings["workers"], self.device.type == "cuda"):
-                        self.train_step(images, labels)
-                        bar.update()
-                        if self.step % 10 == 0:
-                            self.check_finite()
-                            bar.set_postfix(self.averages())
-                        if processes.sum(torch.tensor(len(signals), device=self.device)):
-                            self.seconds += time.perf_counter() - begun
-                            self.save()
-                            raise Stopped(f"stopped at step {self.step} of {self.steps}", signals)
-                        if time.perf_counter() - self.saved > 600:
-                            self.save()
-                    self.check_finite()
-                    spent = time.perf_counter() - begun
-                    self.seconds += spent
-                    line = {"epoch": epoch + 1, "step": self.step, **self.averages(),
-                            "images_per_s": (self.meters[3].item() - images_before) / spent, "seconds": self.seconds,
-                            "peak_memory_mb": peak_memory(self.device)}
-                    seen_since += len(self.data.train)
-                    if seen_since >= len(self.data.val) or self.step == self.steps:
-                        found, seen_since = self.validate(self.student), 0
-                        line |= {f"val_{name}": found[name] for name in ("top1", "top5", "loss")}
-                    self.meters.zero_()
-                    if processes.main:
-                        self.run.append_log(line)
-                    if time.perf_counter() - self.saved > 2 and self.step < self.steps:
-                        self.save()
+                    self.train_epoch(bar, signals)
         finally:
             for name, handler in handlers.items():
                 signal.signal(name, handler)
-        return self.finish(found)
+        return self.finish()
 
-    def averages(self) -> dict[str, float]:
-        """What the epoch has brought so far, and the learning rate."""
+    def train_epoch(self, bar: tqdm, signals: list[int]) -> None:
+        """Trains to the end of the epoch, from where it stands in it; logs, saves, and evaluates if it is time to."""
+        settings, processes = self.settings, self.run.processes
+        epoch, start = divmod(self.step, self.epoch_steps)
+        begun, images_before = time.perf_counter(), self.meters[3].item()
+
+        def state() -> dict[str, float]:
+            spent = time.perf_counter() - begun
+            averages, images = self.averages()
+            return {**averages, "images_per_s": (images - images_before * processes.world) / spent}
+
+        for images, labels in loader(self.data.train, settings["batch_size"], settings["seed"], epoch, start,
+                                     processes.shard, settings["workers"], self.device.type == "cuda"):
+            self.train_step(images, labels)
+            bar.update()
+            if self.step % 10 == 0:
+                self.check_finite()
+                bar.set_postfix(state())
+            if processes.sum(torch.tensor(len(signals), device=self.device)):
+                self.seconds += time.perf_counter() - begun
+                self.save()
+                raise Stopped(f"stopped at step {self.step} of {self.steps}", signals)
+            if time.perf_counter() - self.saved > 600:
+                self.save()
+        self.check_finite()
+        self.seconds += time.perf_counter() - begun
+        line = {"epoch": epoch + 1, "step": self.step, **state(), "seconds": self.seconds,
+                "peak_memory_mb": peak_memory(self.device)}
+        # As many images are trained on between two evaluations as one has, so that it takes a third of the time.
+        train, val = len(self.data.train), len(self.data.val)
+        if (epoch + 1) * train // val > epoch * train // val:
+            line |= {f"val_{name}": value for name, value in self.validate(self.student).items() if name != "n"}
+        self.meters.zero_()
+        if processes.main:
+            self.run.append_log(line)
+        if time.perf_counter() - self.saved > 2 and self.step < self.steps:
+            self.save()
+
+    def averages(self) -> tuple[dict[str, float], float]:
+        """What the epoch has brought so far, with the learning rate; and of how many images."""
         loss, transfer_loss, right, images = self.run.processes.sum(self.meters.clone()).tolist()
         return {"loss": loss / images, "transfer_loss": transfer_loss / images, "top1": 100 * right / images,
-                "lr": self.optimiser.param_groups[0]["lr"]}
+                "lr": max(group["lr"] for group in self.optimiser.param_groups)}, images
 
-    def finish(self, found: dict[str, float]) -> dict:
-        """Writes the student and the result."""
-        result = {**found, "epochs": self.settings["epochs"], "steps": self.steps, "train_seconds": self.seconds,
+    def finish(self) -> dict:
+        """Evaluates the student, and writes it with the result."""
+        result = {**self.validate(self.student), "epochs": self.settings["epochs"], "steps": self.steps, "train_seconds": self.seconds,
                   "peak_memory_mb": peak_memory(self.device)}
         students = {"student.safetensors": self.student}
         if self.ema:
@@ -604,6 +617,11 @@ def main() -> None:
     args = parse_arguments()
     plan = grid(args)
     processes = Processes(args.device)
+    autocast_type(args.amp, processes.device)  # raises if the device has none
+    try:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {args.out}: {error.strerror}; choose another --out") from error
     runs = [Run(settings, args.out, processes) for settings in plan]
     for first, second in itertools.combinations(runs, 2):
         if first.folder == second.folder:
