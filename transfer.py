@@ -9,7 +9,7 @@ No map is built where fused attention can do without: copying is `attend(teacher
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -93,27 +93,34 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The same for CPUs, where a few rows of a map fit the cache
+# The same for CPUs, where a piece of a map fits the cache
 #
-# Fused attention computes the gradients of q, k and v together, whether wanted or not. Some rows of the map at a time,
-# built again when they are needed, want fewer multiplications: measured at ViT-S on two cores, half the time.
+# Fused attention computes the gradients of q, k and v together, whether wanted or not. Some rows of the maps of some
+# images at a time, built again when they are needed, want fewer multiplications.
 
 
-def rows_of_map(routing: Routing) -> Iterator[tuple[slice, Tensor]]:
-    """The logits of a map, (B H, rows, N), some rows at a time and never all of them; q and k are (B H, N, d)."""
-    q, k, bias = routing
-    N, scale, keys = q.shape[1], 1 / math.sqrt(q.shape[-1]), k.transpose(1, 2)
-    step = min(128, (N + 1) // 2)
-    for start in range(0, N, step):
-        rows = slice(start, start + step)
-        logits = torch.bmm(q[:, rows] * scale, keys)
-        if bias is not None:
-            logits.view(-1, *bias[:, rows].shape).add_(bias[:, rows])
-        yield rows, logits
+def cut(shape: torch.Size) -> tuple[list[slice], list[slice]]:
+    """Slices of images, and of queries, for q of shape (B, H, N, d): a piece of map has half a million numbers or so.
+
+    A piece never holds all queries of an image, so that no whole map is ever built.
+    """
+    B, H, N, _ = shape
+    rows = min(128, (N + 1) // 2)
+    images = max(1, 2 ** 19 // (H * rows * N))
+    return [slice(at, at + images) for at in range(0, B, images)], [slice(at, at + rows) for at in range(0, N, rows)]
 
 
-def by_head(routing: Routing) -> Routing:
-    return Routing(routing.q.flatten(0, 1), routing.k.flatten(0, 1), routing.bias)
+def by_head(x: Tensor, images: slice) -> Tensor:
+    """q, k or v of some images, (heads of all of them, N, d)."""
+    return x[images].flatten(0, 1)
+
+
+def piece_of_map(q: Tensor, k: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
+    """Probabilities (heads of all images, rows, N) from q, divided by sqrt(d), and k, as `by_head` gives them."""
+    logits = torch.bmm(q[:, rows], k.transpose(1, 2))
+    if bias is not None:
+        logits.view(-1, *bias[:, rows].shape).add_(bias[:, rows])
+    return logits.softmax(-1)
 
 
 class RowwiseCrossEntropy(torch.autograd.Function):
@@ -122,18 +129,26 @@ class RowwiseCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, teacher_q, teacher_k, teacher_bias, q, k):
-        student, shape = by_head(Routing(q, k)), q.shape
-        scale, count = 1 / math.sqrt(shape[-1]), shape[0] * shape[1] * shape[2]
-        value, q_grad, k_grad = 0.0, torch.empty_like(student.q), torch.zeros_like(student.k)
-        teacher_rows = rows_of_map(by_head(Routing(teacher_q, teacher_k, teacher_bias)))
-        for (rows, logits), (_, p) in zip(rows_of_map(student), teacher_rows):
-            p = p.softmax(-1)
-            logsumexp = logits.logsumexp(-1, keepdim=True)
-            value += logsumexp.sum() - torch.dot(p.flatten(), logits.flatten())
-            difference = logits.sub_(logsumexp).exp_().sub_(p)
-            q_grad[:, rows] = torch.bmm(difference, student.k)
-            k_grad.baddbmm_(difference.transpose(1, 2), student.q[:, rows])
-        ctx.save_for_backward((q_grad * (scale / count)).view(shape), (k_grad * (scale / count)).view(shape))
+        shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])
+        count = shape[0] * shape[1] * shape[2]
+        value, q_grad, k_grad = 0.0, torch.empty_like(q), torch.empty_like(k)
+        groups, steps = cut(shape)
+        for images in groups:
+            their_q, their_k = by_head(teacher_q, images) * scale, by_head(teacher_k, images)
+            our_q, our_k = by_head(q, images) * scale, by_head(k, images)
+            k_piece = torch.zeros_like(our_k)
+            for rows in steps:
+                p = piece_of_map(their_q, their_k, teacher_bias, rows)
+                logits = torch.bmm(our_q[:, rows], our_k.transpose(1, 2))
+                logits -= logits.amax(-1, keepdim=True)
+                likelihood = torch.dot(p.flatten(), logits.flatten())
+                total = logits.exp_().sum(-1, keepdim=True)
+                value += total.log().sum() - likelihood
+                difference = logits.div_(total).sub_(p)
+                q_grad[images, :, rows] = torch.bmm(difference, our_k).unflatten(0, (-1, shape[1]))
+                k_piece.baddbmm_(difference.transpose(1, 2), our_q[:, rows])
+            k_grad[images] = k_piece.unflatten(0, (-1, shape[1]))
+        ctx.save_for_backward(q_grad.mul_(scale / count), k_grad.div_(count))
         return value / count
 
     @staticmethod
@@ -152,11 +167,17 @@ class RowwiseRead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        routing, grad_by_head = by_head(Routing(*ctx.saved_tensors)), grad.flatten(0, 1)
-        v_grad = torch.zeros_like(grad_by_head)
-        for rows, logits in rows_of_map(routing):
-            v_grad.baddbmm_(logits.softmax(-1).transpose(1, 2), grad_by_head[:, rows])
-        return None, None, None, v_grad.view(grad.shape)
+        q, k, bias = ctx.saved_tensors
+        v_grad, scale = torch.empty_like(grad), 1 / math.sqrt(q.shape[-1])
+        groups, steps = cut(q.shape)
+        for images in groups:
+            q_piece, k_piece, grad_piece = by_head(q, images) * scale, by_head(k, images), by_head(grad, images)
+            v_piece = torch.zeros_like(grad_piece)
+            for rows in steps:
+                p = piece_of_map(q_piece, k_piece, bias, rows)
+                v_piece.baddbmm_(p.transpose(1, 2), grad_piece[:, rows])
+            v_grad[images] = v_piece.unflatten(0, (-1, grad.shape[1]))
+        return None, None, None, v_grad
 
 
 class RowwiseRouting(Routing):
