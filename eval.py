@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from data import DATASETS, SOURCES, Data, Folder, Images, class_files, load_data, loader, read_image, views
 from model import UserError, ViT, ViTConfig, attention_map, unknown
-from teachers import (FAMILIES, TEACHERS, Arguments, answer_mistakes, find, load_teacher, replacing,
+from teachers import (FAMILIES, TEACHERS, Arguments, answer_mistakes, find, load_teacher, number_from, replacing,
                       student_config)
 from transfer import AttentionTransfer, align, measures
 
@@ -733,12 +733,6 @@ MODES = {"": (accuracy, "RUN...", OWN | SETS), "ensemble": (ensemble, "RUN RUN",
          "speed": (speed, "", {"img_size", "batch_size", "blocks"})}
 
 
-def at_least_one(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"'{word}' is not a whole number of at least 1")
-    return int(word)
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = Arguments(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a folder that train.py made")
@@ -767,10 +761,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--image", metavar="IMG", help="with --maps: a picture (the first validation image)")
     add("--patch", metavar="ROW,COLUMN", help="with --maps: which patch looks, from 0,0\n"
         "(the class token, or without one the central patch)")
-    add("--img-size", type=at_least_one, metavar="PX", help="with --speed: (the teacher's)")
-    add("--blocks", type=at_least_one, metavar="N", help="with --speed: blocks to distil (three quarters)")
-    add("--batch-size", type=at_least_one, metavar="N", help="(256; with --speed 16, on CUDA 128)")
-    add("--workers", type=at_least_one, metavar="N", help="processes that decode images (0)")
+    add("--img-size", type=number_from(int, 1), metavar="PX", help="with --speed: (the teacher's)")
+    add("--blocks", type=number_from(int, 1), metavar="N", help="with --speed: blocks to distil (three quarters)")
+    add("--batch-size", type=number_from(int, 1), metavar="N", help="(256; with --speed 16, on CUDA 128)")
+    add("--workers", type=number_from(int, 1), metavar="N", help="processes that decode images (0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
     return parser.parse_intermixed_args()
 

@@ -418,13 +418,14 @@ class ViT(nn.Module):
         return self.rel_pos_bias() if self.rel_pos_bias else None
 
     def draw_paths(self, images: Tensor) -> Tensor | None:
-        """Stochastic depth (arXiv 1603.09382): which branches of which image stay, (depth, 2, B, 1, 1), scaled to mean 1.
+        """Stochastic depth (arXiv 1603.09382): which branches of which image stay, (depth, 2, B, 1, 1), with mean 1.
 
         Deeper branches are dropped more often, up to the rate `drop_path`. None in eval mode and without that rate.
         """
         if not self.training or self.config.drop_path == 0:
             return None
-        keep = 1 - torch.linspace(0, self.config.drop_path, self.config.depth, device=images.device).view(-1, 1, 1, 1, 1)
+        keep = 1 - torch.linspace(0, self.config.drop_path, self.config.depth, device=images.device)
+        keep = keep.view(-1, 1, 1, 1, 1)
         return torch.bernoulli(keep.expand(-1, 2, len(images), 1, 1)) / keep
 
     def forward_features(self, images: Tensor, reroutes: Mapping[int, Reroute] = {}, watch: Watch | None = None,

@@ -75,7 +75,8 @@ FAMILIES = {
                      unwanted=("module.base_encoder.head.*", "module.momentum_encoder.*", "module.predictor.*")),
     "mae": Family("MAE", "CC-BY-NC-4.0", native=dict(pos_embed="sincos")),
     "ibot": Family("iBOT", "Apache-2.0", container="state_dict", unwanted=("head.*", "masked_embed")),
-    "msn": Family("MSN", "CC-BY-NC-4.0", container="target_encoder", prefix="module.", unwanted=("module.fc.*", "module.pred.*")),
+    "msn": Family("MSN", "CC-BY-NC-4.0", container="target_encoder", prefix="module.",
+                  unwanted=("module.fc.*", "module.pred.*")),
     # The file holds both towers; what does not begin with `visual.` is the text tower's.
     "clip": Family("CLIP", "Apache-2.0", OPENAI, dict(pre_norm=True, quick_gelu=True, norm_eps=1e-5), prefix="visual.",
                    unwanted=("visual.proj", "[!v]*"), finding="fails"),
@@ -95,7 +96,8 @@ FAMILIES = {
     "dinov3": Family("DINOv3", "DINOv3", unwanted=("head.*", "rope.*"),
                      native=dict(layerscale=1e-5, registers=4, rope="dinov3", qkv_bias="none", pos_embed="none",
                                  norm_eps=1e-5)),
-    "eva02": Family("EVA-02", "MIT", OPENAI, dict(rope="eva02", swiglu=True, mlp_ratio=8 / 3, qkv_bias="qv", pool="avg"),
+    "eva02": Family("EVA-02", "MIT", OPENAI,
+                    dict(rope="eva02", swiglu=True, mlp_ratio=8 / 3, qkv_bias="qv", pool="avg"),
                     unwanted=("head.*", "fc_norm.*", "rope.*")),
 }
 
@@ -429,7 +431,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if type(error) is RuntimeError and "inline_container" not in str(error):  # torch.save's word for a full disk
             raise
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room there, or choose "
-                        f"another place (runs: --out, weights: the variable TORCH_HOME)") from error
+                        f"another place (the variable TORCH_HOME moves the weights)") from error
 
 
 def fetch(name: str) -> Path:
@@ -595,6 +597,29 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def one_of(kind: str, choices) -> Callable[[str], str]:
+    """An argparse type: one of the choices, or an error with the nearest."""
+    def check(word: str) -> str:
+        if word not in choices:
+            raise argparse.ArgumentTypeError(str(unknown(kind, word, choices)))
+        return word
+    return check
+
+
+def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a number from `low` to `high`."""
+    def check(word: str) -> float:
+        try:
+            value = kind(word)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            span = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            raise argparse.ArgumentTypeError(f"'{word}' is not {'a whole' if kind is int else 'a'} number {span}")
+        return value
+    return check
+
+
 def answer_mistakes(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a user's mistake ends it with one line on stderr and exit status 2."""
     try:
@@ -616,10 +641,11 @@ def main() -> None:
         count = sum(parameter.numel() for parameter in load_teacher(name).parameters())
         print(f"{name}: {count:,} parameters, complete, in {cache_path(name)}")
     if not names:
-        print(f"{'id':14} {'family':22} {'params':>7} {'tokens':9} {'transfer':8} {'licence':13} {'cached':6} native components")
+        print(f"{'id':15} {'family':21} {'params':>7} {'tokens':9} {'transfer':8} {'licence':13} {'cached':6} "
+              f"native components")
         for name, entry in TEACHERS.items():
             config, family = entry.config, FAMILIES[entry.family]
-            print(f"{name:14} {entry.title or family.title:22} {parameters(config) / 1e6:6.1f}M "
+            print(f"{name:15} {entry.title or family.title:21} {parameters(config) / 1e6:6.1f}M "
                   f"{config.grid:2} x {config.grid:<2}+{config.prefix} {entry.url and family.finding or '-':8} "
                   f"{entry.url and family.licence or '-':13} {'yes' if os.path.isfile(cache_path(name)) else '-':6} "
                   f"{', '.join(native_components(config)) or '-'}")

@@ -11,7 +11,6 @@ run has a folder; a run that was stopped goes on with the same command, one that
 import argparse
 import itertools
 import json
-import math
 import os
 import shlex
 import signal
@@ -30,9 +29,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DATASETS, Data, find_folder, loader
-from eval import evaluate, pick_device, predictor, run_data, run_teacher
-from model import UserError, ViT, unknown
-from teachers import TEACHERS, Arguments, answer_mistakes, cosine, find, replacing, student_config
+from eval import evaluate, pick_device, predictor, read_result, run_data, run_teacher
+from model import UserError, ViT
+from teachers import TEACHERS, Arguments, answer_mistakes, cosine, find, number_from, one_of, replacing, student_config
 from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from, parse_numbers
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -40,7 +39,7 @@ from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from, parse_
 
 MODES = ("baseline", "transfer", "finetune")
 
-# The papers' recipes (arXiv 2411.09702), and a quick one for the desk. `lr` is for a batch of 256, and scaled from there.
+# The papers' recipes (arXiv 2411.09702), and a quick one for the desk. `lr` is for a batch of 256, and scaled to others.
 RECIPES = {
     "desk": dict(epochs=50, batch_size=128, lr=None, beta2=0.98, weight_decay=0.05, warmup=0.1, clip=1.0,
                  layer_decay=1.0, drop_path=0.0, mixup=0.0, cutmix=0.0, erasing=0.0, smoothing=0.0, ema=0.0),
@@ -53,29 +52,6 @@ DESK_LR = {True: 4e-3, False: 5e-4}  # of nano students, and of others
 
 # What may differ between the command that began a run and the one that goes on with it.
 INCIDENTAL = ("device", "amp", "compile", "workers", "data_root")
-
-
-def one_of(kind: str, choices) -> Callable[[str], str]:
-    """An argparse type: one of the choices, or an error with the nearest."""
-    def check(word: str) -> str:
-        if word not in choices:
-            raise argparse.ArgumentTypeError(str(unknown(kind, word, choices)))
-        return word
-    return check
-
-
-def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a number from `low` to `high`."""
-    def check(word: str) -> float:
-        try:
-            value = kind(word)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            span = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
-            raise argparse.ArgumentTypeError(f"'{word}' is not {'a whole' if kind is int else 'a'} number {span}")
-        return value
-    return check
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -91,43 +67,45 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="standard, native, or a comma list of the teacher's components (standard)")
     add("--data", nargs="+", metavar="DATA", help=f"{', '.join(DATASETS)}, or a folder of class folders "
         "(matching for nano teachers, imagenette for others)")
-    add("--seed", nargs="+", default=[0], type=number(int, 0), metavar="N")
+    add("--seed", nargs="+", default=[0], type=number_from(int, 0), metavar="N")
     add = parser.add_argument_group("attention transfer").add_argument
     add("--blocks", metavar="BLOCKS", help="how many of the first blocks, a range 3-8, or a list 0,4,8 (all)")
     add("--heads", metavar="HEADS", help="which heads, likewise (all)")
-    add("--weight", default=3.0, type=number(float, 0), help="of the transfer loss (3)")
+    add("--weight", default=3.0, type=number_from(float, 0), help="of the transfer loss (3)")
     add("--what", default="map", type=one_of("what", WHAT), help="map, q, k; to distill also v, output (map)")
     add("--loss", default="cross_entropy", type=one_of("loss", LOSSES), help=f"{', '.join(LOSSES)} (cross_entropy)")
-    add("--temperature", default=1.0, type=number(float, 1e-3), help="of both maps in the loss (1)")
+    add("--temperature", default=1.0, type=number_from(float, 1e-3), help="of both maps in the loss (1)")
     add("--weights", metavar="PATH", help="the teacher's published file; 'random' for an untrained one, as a control")
-    add("--init", metavar="PARTS", help="start the student from the teacher's attention, mlp, norms, embeddings, or all")
+    add("--init", metavar="PARTS", help="what to take of the teacher's weights: attention, mlp, norms, embeddings, all")
     add = parser.add_argument_group("data").add_argument
     add("--data-root", default="data", help="where data sets are kept (data)")
-    add("--train-images", type=number(int, 1), metavar="N", help="a fixed, class-balanced subset of so many")
-    add("--img-size", type=number(int, 1), metavar="PX", help="(the teacher's; 224 for DINOv2)")
-    add("--workers", type=number(int, 0), help="processes that decode images (one a core; none for matching)")
+    add("--train-images", type=number_from(int, 1), metavar="N", help="a fixed, class-balanced subset of so many")
+    add("--img-size", type=number_from(int, 1), metavar="PX", help="(the teacher's; 224 for DINOv2)")
+    add("--workers", type=number_from(int, 0), help="processes that decode images (one a core; none for matching)")
     add("--no-augment", dest="augment", action="store_false", help="no random crops and flips")
-    add("--randaugment", default=0, type=number(int, 0, 30), metavar="M", help="magnitude (0, off)")
+    add("--randaugment", default=0, type=number_from(int, 0, 30), metavar="M", help="magnitude (0, off)")
     add = parser.add_argument_group("recipe (left out: the recipe's value)").add_argument
     add("--recipe", default="desk", type=one_of("recipe", RECIPES), help="desk, copy, distill (desk)")
-    add("--epochs", type=number(int, 1))
-    add("--batch-size", type=number(int, 1), help="images a step, over all processes")
-    add("--lr", type=number(float, 0), help="for a batch of 256; scaled to the batch in use")
-    add("--beta2", type=number(float, 0, 0.99999))
-    add("--weight-decay", type=number(float, 0))
-    add("--warmup", type=number(float, 0, 1), help="share of the steps in which the learning rate rises")
-    add("--clip", type=number(float, 0), help="largest norm of the gradient (0, off)")
-    add("--layer-decay", type=number(float, 1e-3, 1), help="factor on the learning rate from each block to the one before")
-    add("--drop-path", type=number(float, 0, 0.99))
-    add("--mixup", type=number(float, 0), metavar="ALPHA")
-    add("--cutmix", type=number(float, 0), metavar="ALPHA")
-    add("--erasing", type=number(float, 0, 1), metavar="P")
-    add("--smoothing", type=number(float, 0, 0.99))
-    add("--ema", type=number(float, 0, 0.999999), metavar="DECAY", help="keep a moving average of the weights (0, off)")
-    add("--accumulate", default=1, type=number(int, 1), metavar="N", help="cut each batch into N, to save memory")
+    add("--epochs", type=number_from(int, 1))
+    add("--batch-size", type=number_from(int, 1), help="images a step, over all processes")
+    add("--lr", type=number_from(float, 0), help="for a batch of 256; scaled to the batch in use")
+    add("--beta2", type=number_from(float, 0, 0.99999))
+    add("--weight-decay", type=number_from(float, 0))
+    add("--warmup", type=number_from(float, 0, 1), help="share of the steps in which the learning rate rises")
+    add("--clip", type=number_from(float, 0), help="largest norm of the gradient (0, off)")
+    add("--layer-decay", type=number_from(float, 1e-3, 1), help="factor on the learning rate of each block before another")
+    add("--drop-path", type=number_from(float, 0, 0.99))
+    add("--mixup", type=number_from(float, 0), metavar="ALPHA")
+    add("--cutmix", type=number_from(float, 0), metavar="ALPHA")
+    add("--erasing", type=number_from(float, 0, 1), metavar="P")
+    add("--smoothing", type=number_from(float, 0, 0.99))
+    add("--ema", type=number_from(float, 0, 0.999999), metavar="DECAY",
+        help="keep a moving average of the weights (0, off)")
+    add("--accumulate", default=1, type=number_from(int, 1), metavar="N", help="cut each batch into N, to save memory")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
-    add("--amp", default="auto", type=one_of("amp", ("auto", "bf16", "fp16", "off")), help="auto, bf16, fp16, off (auto)")
+    add("--amp", default="auto", type=one_of("amp", ("auto", "bf16", "fp16", "off")),
+        help="auto, bf16, fp16, off (auto: bf16 or else fp16 on CUDA, off elsewhere)")
     add("--compile", action="store_true", help="compile the student")
     add("--out", default="runs", metavar="DIR", help="where the folders of the runs are (runs)")
     add("--fresh", action="store_true", help="start over where a run is on disk")
@@ -135,7 +113,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def grid(args: argparse.Namespace) -> list[dict]:
-    """The settings of every run that the command asks for, complete and checked, in the order in which they will run."""
+    """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
     plan = []
     for teacher, seed in itertools.product(args.teacher, args.seed):
         entry = find(teacher)
@@ -182,8 +160,9 @@ def run_name(settings: dict) -> str:
     parts.append(settings["method"] or settings["mode"])
     if settings["student"] != "standard":
         parts.append(settings["student"].replace(",", "+"))
-    for name, plain in dict(what="map", loss="cross_entropy", temperature=1.0, blocks=None, heads=None, init=None).items():
-        if settings[name] not in (plain, None) and (name, settings["mode"]) != ("init", "finetune"):
+    usual = dict(what="map", loss="cross_entropy", temperature=1.0, weight=3.0, blocks=None, heads=None, init=None)
+    for name, value in usual.items():
+        if settings[name] not in (value, None) and (name, settings["mode"]) != ("init", "finetune"):
             parts.append(f"{name}={settings[name]}".replace(",", "+"))
     return "-".join(parts + [f"seed{settings['seed']}"])
 
@@ -292,8 +271,7 @@ class Run:
 
     def finished(self) -> dict | None:
         """The result of the run if it is finished."""
-        path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.is_file() and (self.folder / "student.safetensors").is_file() else None
+        return read_result(self.folder) if (self.folder / "student.safetensors").is_file() else None
 
     def check_settings(self) -> None:
         """Raises a `UserError` if the folder holds a run of other settings."""
@@ -307,8 +285,8 @@ class Run:
         differ = [f"{name} {old.get(name)} there and {value} here" for name, value in self.settings.items()
                   if name not in INCIDENTAL and old.get(name) != value]
         if differ:
-            raise UserError(f"{self.folder} holds a run with other settings: {'; '.join(differ)}; start over with --fresh, "
-                            f"or choose another --out")
+            raise UserError(f"{self.folder} holds a run with other settings: {'; '.join(differ)}; start over with "
+                            f"--fresh, or choose another --out")
 
     def clear(self) -> None:
         """Forgets what is on disk of this run."""
@@ -403,7 +381,8 @@ class Trainer:
         if self.mix:
             images, targets = self.mix(images, labels)
         # Processes average their gradients; their shares of a last, shorter batch may differ by an image.
-        total = min(settings["batch_size"], len(self.data.train) - self.step % self.epoch_steps * settings["batch_size"])
+        seen = self.step % self.epoch_steps * settings["batch_size"]
+        total = min(settings["batch_size"], len(self.data.train) - seen)
         pieces = list(zip(images.chunk(settings["accumulate"]), targets.chunk(settings["accumulate"]),
                           labels.chunk(settings["accumulate"])))
         sums = torch.zeros(4, device=self.device)
@@ -418,7 +397,8 @@ class Trainer:
                 self.scaler.scale(loss * (len(x) * world / total)).backward()
             with torch.no_grad():
                 right = (logits.argmax(1) == label).sum()
-                sums += torch.stack((loss * len(x), transfer_loss.float() * len(x), right.float(), loss.new_tensor(len(x))))
+                count = loss.new_tensor(len(x))
+                sums += torch.stack((loss * count, transfer_loss.float() * count, right.float(), count))
         if settings["clip"]:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.student.parameters(), settings["clip"])
@@ -442,7 +422,8 @@ class Trainer:
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
             step = self.step - len(losses) + bad[0].item()
-            kept = f"the last good state is in {self.run.checkpoint}" if self.run.checkpoint.is_file() else "nothing was kept"
+            path = self.run.checkpoint
+            kept = f"the last good state is in {path}" if path.is_file() else "nothing was kept"
             raise UserError(f"the loss is not finite at step {step} (learning rate "
                             f"{self.optimiser.param_groups[0]['lr']:.3g}); {kept}; lower --lr, or --amp off")
         self.unchecked.clear()
@@ -556,8 +537,8 @@ class Trainer:
 
     def finish(self) -> dict:
         """Evaluates the student, and writes it with the result."""
-        result = {**self.validate(self.student), "epochs": self.settings["epochs"], "steps": self.steps, "train_seconds": self.seconds,
-                  "peak_memory_mb": peak_memory(self.device)}
+        result = {**self.validate(self.student), "epochs": self.settings["epochs"], "steps": self.steps,
+                  "train_seconds": self.seconds, "peak_memory_mb": peak_memory(self.device)}
         students = {"student.safetensors": self.student}
         if self.ema:
             students["student_ema.safetensors"] = self.ema.module
@@ -589,28 +570,30 @@ def needs_teacher(settings: dict) -> bool:
 
 
 def table(results: list[tuple[dict, dict]], device: torch.device) -> str:
-    """Rows of teacher, baseline and what was gained over it, in percent top-1."""
-    lines = [f"{'teacher':20} {'data':14} {'student':16} {'seed':>4} {'teacher':>8} {'baseline':>8} {'method':>9} {'top-1':>6} {'gain':>6}"]
-    baselines, accuracies = {}, {}
-    key = ("teacher", "data", "student", "seed")
-    for settings, result in results:
-        if settings["mode"] == "baseline":
-            baselines[tuple(settings[name] for name in key)] = result["top1"]
-        if settings["data"] == "matching" and not find(settings["teacher"]).url and needs_teacher(settings):
-            accuracies[settings["teacher"], settings["weights"]] = settings
-    for name, settings in accuracies.items():
-        accuracies[name] = evaluate(run_teacher(settings).to(device), run_data(settings).val, 500, device)["top1"]
-    shown = [pair for pair in results if pair[0]["mode"] != "baseline"] or results
-    for settings, result in shown:
-        base = baselines.get(tuple(settings[name] for name in key))
-        known = accuracies.get((settings["teacher"], settings["weights"]))
-        name = settings["teacher"] + ("(random)" if settings["weights"] == "random" else "")
-        row = settings["mode"] == "baseline"
-        lines.append(f"{name:20} {Path(settings['data']).name:14} {settings['student']:16} {settings['seed']:4d} "
-                     f"{'-' if known is None else f'{known:.1f}':>8} {'-' if base is None else f'{base:.1f}':>8} "
-                     f"{settings['method'] or settings['mode']:>9} {result['top1']:6.1f} "
-                     f"{'-' if base is None or row else format(result['top1'] - base, '+.1f'):>6}")
-    return "\n".join(lines)
+    """Rows of teacher, baseline, student and what it gained, top-1 in percent.
+
+    The teacher's own accuracy is known where its task is the student's: for nano teachers on `matching`.
+    """
+    def fellows(settings: dict) -> tuple:
+        """What a run and its baseline share."""
+        return tuple(settings[name] for name in ("teacher", "data", "student", "seed"))
+
+    baselines = {fellows(settings): result["top1"] for settings, result in results if settings["mode"] == "baseline"}
+    accuracies: dict[tuple, float] = {}
+    rows = [("teacher", "data", "student", "seed", "teacher", "baseline", "method", "top-1", "gain")]
+    for settings, result in [pair for pair in results if pair[0]["mode"] != "baseline"] or results:
+        name, baseline = settings["teacher"], baselines.get(fellows(settings))
+        key = name, settings["weights"]
+        if settings["data"] == "matching" and not find(name).url and needs_teacher(settings) and key not in accuracies:
+            accuracies[key] = evaluate(run_teacher(settings).to(device), run_data(settings).val, 500, device)["top1"]
+        gain = None if baseline is None or settings["mode"] == "baseline" else result["top1"] - baseline
+        rows.append((name + "(random)" * (settings["weights"] == "random"), Path(settings["data"]).name,
+                     settings["student"], str(settings["seed"]),
+                     *("-" if value is None else f"{value:.1f}" for value in (accuracies.get(key), baseline)),
+                     settings["method"] or settings["mode"], f"{result['top1']:.1f}",
+                     "-" if gain is None else f"{gain:+.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def main() -> None:
@@ -634,7 +617,7 @@ def main() -> None:
     for settings in {(run.settings["teacher"], run.settings["img_size"]): run.settings for run in waiting
                      if needs_teacher(run.settings)}.values():
         processes.first(lambda: run_teacher(settings))  # what it needs is fetched, or missed, before any training
-    command = " ".join(["python", *map(shlex.quote, [Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word != "--fresh")])])
+    command = shlex.join(["python", "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
     for run in runs:
         result = run.finished()
         if result is None:
@@ -660,12 +643,13 @@ def train_run(run: "Run", command: str) -> None:
     trainer = Trainer(run, data, teacher)
     if processes.main:
         recipe = {name: settings[name] for name in RECIPES[settings["recipe"]]}
-        print(f"{run.name}: {len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes; "
-              f"{processes.device}, {str(trainer.autocast or 'float32').removeprefix('torch.')}; recipe {settings['recipe']}: "
+        precision = str(trainer.autocast or "float32").removeprefix("torch.")
+        print(f"{run.name}: {len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} "
+              f"classes; {processes.device}, {precision}; recipe {settings['recipe']}: "
               + ", ".join(f"{name} {value:g}" for name, value in recipe.items()))
         run.write_json("config.json", {
-            "settings": settings, "student": asdict(trainer.student.config), "classes": data.classes, "command": command,
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
+            "settings": settings, "student": asdict(trainer.student.config), "classes": data.classes,
+            "command": command, "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
     result = trainer.train()
     if processes.main:
         print(f"{run.name}: top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images, "

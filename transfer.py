@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Attended, Reroute, Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components, unknown
+from model import (Attended, Reroute, Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components,
+                   unknown)
 
 METHODS = ("copy", "distill")
 WHAT = ("map", "q", "k", "v", "output")
@@ -54,7 +55,7 @@ LOSSES = {loss.__name__: loss for loss in (cross_entropy, kl, mse, js, cosine)}
 
 
 def plain_divergence(teacher: Routing, student: Routing, loss: Callable = cross_entropy) -> Tensor:
-    """The loss written out, with both maps in memory: the text to read, and the truth to test the fast paths against."""
+    """The loss written out, with both maps in memory: the text to read, and the truth for the tests of fast paths."""
     q, k, bias = student
     logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     log_s = (logits if bias is None else logits + bias).log_softmax(-1)
@@ -226,8 +227,8 @@ def check_match(teacher: ViTConfig, student: ViTConfig) -> None:
                            ("class_token", "class tokens")):
         theirs, ours = getattr(teacher, field), getattr(student, field)
         if theirs != ours:
-            raise UserError(f"the teacher has {theirs:d} {meaning} and the student {ours:d}; attention transfer needs the "
-                            f"same number of both")
+            raise UserError(f"the teacher has {theirs:d} {meaning} and the student {ours:d}; attention transfer needs "
+                            f"as many of both")
     if student.registers not in (0, teacher.registers):
         raise UserError(f"the teacher has {teacher.registers} registers and the student {student.registers}; give the "
                         f"student the same number or none")
@@ -432,8 +433,8 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
         if left != right:
             missing = [part for part in native_components(teacher.config)
                        if getattr(teacher.config, part) != getattr(student.config, part)]
-            raise UserError(f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in the "
-                            f"student; give the student {', '.join(missing) or 'the same size'} (--student native)")
+            raise UserError(f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in "
+                            f"the student; give the student {', '.join(missing) or 'the same size'} (--student native)")
     for name, value in ours.items():
         value.copy_(theirs[name])
 
@@ -457,7 +458,7 @@ def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dic
     for side, m in ("teacher", teacher_map), ("student", student_map):
         patches = m[..., config.prefix:, config.prefix:]
         found[f"{side} entropy"] = -torch.xlogy(m, m).sum(-1)
-        found[f"{side} distance"] = (patches * apart).sum(-1) / patches.sum(-1)
+        found[f"{side} distance"] = (patches * apart).sum(-1) / patches.sum(-1).clamp_min(torch.finfo(m.dtype).tiny)
         found[f"{side} class token"] = m[..., :first].sum(-1)
         found[f"{side} registers"] = m[..., first:config.prefix].sum(-1)
         found[f"{side} sink"] = m.mean(-2).amax(-1, keepdim=True)
