@@ -5,9 +5,12 @@ either of the first two to a model. Everything random is a function of a seed th
 batches and augmentation are the same whatever the number of worker processes.
 """
 
+import http.client
 import os
 import signal
+import tarfile
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -283,7 +286,7 @@ def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
         train, val = (build(root, download=True, **{source.keyword: part}, **size) for part in source[2:4])
     except ImportError as error:  # torchvision reads the .mat files of flowers102 and svhn with scipy
         raise UserError(f"{name} needs the package {error.name}; install it with pip install {error.name}")
-    except (RuntimeError, OSError) as error:  # OSError includes all that urllib raises
+    except (RuntimeError, OSError, EOFError, http.client.HTTPException, tarfile.TarError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load {name} ({reason}); its files belong at {root}/{source.files}")
     if source.kind == "INaturalist":  # it lists files in the disk's order

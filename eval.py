@@ -709,8 +709,8 @@ def speed(args: argparse.Namespace) -> None:
     print(f"{args.speed} (random weights, as good for this), {size} px, batch {batch}, distilling blocks {blocks}; "
           f"{where}, torch {torch.__version__}")
     known = [images, labels, *student.parameters(), *student.buffers(), *teacher.parameters(), *teacher.buffers()]
-    memory = {name: step_cost(lambda: step(module), known) for name, module in variants.items()}
     warm_up = sum(map(seconds, variants.values()))
+    memory = {name: step_cost(lambda: step(module), known) for name, module in variants.items()}
     rounds = int(min(50, max(5, 30 / warm_up)))
     times = [{name: seconds(module) for name, module in variants.items()}
              for _ in tqdm(range(rounds), desc="rounds", leave=False)]

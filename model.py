@@ -213,7 +213,7 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def forward(self) -> Tensor:
-        return self.relative_position_bias_table[self.index].permute(2, 0, 1)  # (H, N, N)
+        return self.relative_position_bias_table[self.index].permute(2, 0, 1).contiguous()  # (H, N, N)
 
 
 class RoPE(nn.Module):

@@ -292,8 +292,8 @@ def convert(tensors: dict[str, Tensor], entry: Teacher) -> dict[str, Tensor]:
 
 def refused(path: Path, name: str, problem: str) -> UserError:
     """The error for a file that is not the teacher's."""
-    source = find(name).url or "the file that this code pretrains"
-    return UserError(f"{path} {problem}; what {name} wants is {source}")
+    source = find(name).url or f"a pretrained {name}"
+    return UserError(f"{path} {problem}; put the file of {name} in its place: {source}")
 
 
 def is_safetensors(path: Path) -> bool:

@@ -1709,7 +1709,7 @@ def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano, mo
 
 def test_a_baseline_needs_no_weights_of_the_teacher(nano, monkeypatch, capsys, small_matching):
     monkeypatch.setattr("eval.load_teacher", None)
-    inside(monkeypatch, capsys, "--teacher", "eva02_nano", "--mode", "baseline", *QUICK)
+    inside(monkeypatch, capsys, "--teacher", "eva02_nano", "--mode", "baseline", *QUICK, "--weight", 2)
     assert student_of("runs/eva02_nano-matching-baseline-seed0")
 
 
@@ -1724,7 +1724,7 @@ def test_a_finished_run_is_not_trained_again_unless_fresh(nano, monkeypatch, cap
 
 def test_other_settings_than_those_on_disk_are_listed_and_nothing_is_lost(nano, monkeypatch, capsys, small_matching):
     inside(monkeypatch, capsys, "--mode", "baseline", *QUICK)
-    with pytest.raises(UserError, match="lr 0.004 there and 0.1 here.*--fresh"):
+    with pytest.raises(UserError, match="lr 0.006 there and 0.1 here.*--fresh"):
         inside(monkeypatch, capsys, "--mode", "baseline", *QUICK, "--lr", 0.1)
     assert student_of("runs/deit_nano-matching-baseline-seed0")
 
@@ -1801,7 +1801,10 @@ def test_two_processes_train_the_student_that_one_trains(method, nano):
     one, two = (student_of(f"{out}/deit_nano-matching-{method}-seed0") for out in ("one", "two"))
     start = ViT(evaluation.load_student(f"one/deit_nano-matching-{method}-seed0").config)
     for key in one:
-        assert (one[key] - two[key]).abs().max() < 2e-4, key
+        apart = (one[key] - two[key]).abs()
+        if key.endswith("qkv.bias"):
+            apart[64:128] = 0  # a bias on k changes no map: its gradient is rounding, which Adam makes steps of
+        assert apart.max() < 2e-4, key
     assert max((one[key] - value).abs().max() for key, value in start.state_dict().items()) > 0.05
     results = [json.loads(Path(f"{out}/deit_nano-matching-{method}-seed0/result.json").read_text()) for out in ("one", "two")]
     assert results[0]["n"] == results[1]["n"] == 10_000
@@ -1922,6 +1925,8 @@ def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
     (["--init", "mpl"], "did you mean mlp"), (["--data", "empty"], "has no class folders"),
     (["--train-images", "-3"], "'-3' is not a whole number"), (["--data", "a/same", "b/same"], "share the folder"),
     (["--epoch", "3"], "unrecognized arguments"),
+    (["--method", "copy", "--what", "v"], "distilled, not copied"), (["--what", "q", "--loss", "kl"], "leave loss"),
+    (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
 ])
 def test_a_mistake_is_one_line_that_says_what_to_do(words, says, nano, monkeypatch, capsys):
     Path("junk.pth").write_bytes(b"\0junk")

@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,10 +31,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DATASETS, Data, find_folder, loader
-from eval import evaluate, pick_device, predictor, read_result, run_data, run_teacher
+from eval import VARIANTS, evaluate, pick_device, predictor, read_result, run_data, run_teacher
 from model import UserError, ViT
 from teachers import TEACHERS, Arguments, answer_mistakes, cosine, find, number_from, one_of, replacing, student_config
-from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from, parse_numbers
+from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from
 
 # ---------------------------------------------------------------------------------------------------------------
 # Settings
@@ -48,7 +50,7 @@ RECIPES = {
     "distill": dict(epochs=200, batch_size=2048, lr=1e-4, beta2=0.95, weight_decay=0.3, warmup=0.1, clip=0.0,
                     layer_decay=1.0, drop_path=0.2, mixup=0.8, cutmix=1.0, erasing=0.25, smoothing=0.1, ema=0.9999),
 }
-DESK_LR = {True: 4e-3, False: 5e-4}  # of nano students, and of others
+DESK_LR = {True: 6e-3, False: 5e-4}  # of nano students, and of others
 
 # What may differ between the command that began a run and the one that goes on with it.
 INCIDENTAL = ("device", "amp", "compile", "workers", "data_root")
@@ -140,16 +142,26 @@ def settle(args: argparse.Namespace, **chosen) -> dict:
         settings["workers"] = 0 if chosen["data"] == "matching" else min(8, os.cpu_count())
     if chosen["mode"] != "transfer":
         settings |= dict(blocks=None, heads=None, weight=0.0, what=None, loss=None, temperature=None)
-    else:
-        parse_numbers(args.blocks, entry.config.depth, "blocks")
-        if args.heads:
-            parse_numbers(args.heads, entry.config.heads, "heads")
+    elif chosen["method"] == "copy":
+        settings |= dict(weight=0.0, loss="cross_entropy", temperature=1.0)
     if chosen["mode"] == "finetune":
-        settings["init"] = settings["init"] or "all"
-    elif chosen["mode"] == "baseline":
-        settings["weights"] = settings["weights"] if settings["init"] else None
-    student_config(chosen["teacher"], chosen["student"], 2, settings["img_size"])  # raises if there is none
+        settings["init"] = "all"
+    elif chosen["mode"] == "baseline" and not settings["init"]:
+        settings["weights"] = None
+    check(settings)
     return settings
+
+
+def check(settings: dict) -> None:
+    """Raises a `UserError` if the run cannot be: before any run, and without memory, on the meta device."""
+    size = settings["img_size"]
+    with torch.device("meta"):
+        student = ViT(student_config(settings["teacher"], settings["student"], 2, size))
+        if settings["init"]:
+            init_from(student, ViT(replace(find(settings["teacher"]).config, img_size=size)), settings["init"])
+        if settings["mode"] == "transfer":
+            AttentionTransfer(student, None, settings["method"], settings["blocks"], settings["what"],
+                              settings["loss"], settings["heads"], temperature=settings["temperature"])
 
 
 def run_name(settings: dict) -> str:
@@ -160,9 +172,9 @@ def run_name(settings: dict) -> str:
     parts.append(settings["method"] or settings["mode"])
     if settings["student"] != "standard":
         parts.append(settings["student"].replace(",", "+"))
-    usual = dict(what="map", loss="cross_entropy", temperature=1.0, weight=3.0, blocks=None, heads=None, init=None)
-    for name, value in usual.items():
-        if settings[name] not in (value, None) and (name, settings["mode"]) != ("init", "finetune"):
+    for name, usual in VARIANTS.items():
+        used = settings["mode"] == "transfer" or (settings["mode"], name) == ("baseline", "init")
+        if used and settings[name] not in (usual, None) and (settings["method"], name) != ("copy", "weight"):
             parts.append(f"{name}={settings[name]}".replace(",", "+"))
     return "-".join(parts + [f"seed{settings['seed']}"])
 
@@ -180,10 +192,11 @@ class Processes:
         several = self.world > 1 and device in ("auto", "cuda") and torch.cuda.is_available()
         self.device = pick_device(f"cuda:{local}" if several else device)
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+            torch.cuda.set_device(self.device.index or 0)
             torch.set_float32_matmul_precision("high")  # TF32
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            # Long enough for the first process to download a data set while the others wait.
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
         self.main = self.rank == 0
 
     @property
@@ -196,14 +209,18 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def first(self, action: Callable) -> None:
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is raised in any process."""
+        if self.world == 1:
+            return list(flags)
+        return self.sum(torch.tensor(flags, dtype=torch.int32, device=self.device)).bool().tolist()
+
+    def first(self, action: Callable) -> Any:
         """Lets the first process act, e.g. download, before the others do the same and find it done."""
-        if self.main:
-            action()
+        result = action() if self.main else None
         if self.world > 1:
             dist.barrier()
-        if not self.main:
-            action()
+        return result if self.main else action()
 
 
 def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
@@ -365,6 +382,7 @@ class Trainer:
         self.meters = torch.zeros(4, device=device)  # sums over the epoch: loss, transfer loss, right, images
         self.unchecked: list[Tensor] = []  # losses of the last steps, not yet known to be finite
         self.seconds = 0.0  # of training, over all sittings
+        self.found: dict[str, float] = {}  # of the last evaluation
 
     # A step
 
@@ -430,38 +448,48 @@ class Trainer:
 
     # To disk and back
 
-    def save(self) -> None:
+    def save(self, unfinished: float = 0.0) -> None:
+        """Writes the checkpoint; `unfinished` are the seconds spent on the epoch so far."""
         self.check_finite()
-        self.saved = time.perf_counter()
+        self.saved, meters = time.perf_counter(), self.run.processes.sum(self.meters.clone())
         if not self.run.processes.main:
             return
-        state = dict(step=self.step, meters=self.meters, seconds=self.seconds, student=self.student.state_dict(),
+        state = dict(step=self.step, meters=meters, seconds=self.seconds + unfinished, student=self.student.state_dict(),
                      optimiser=self.optimiser.state_dict(), scaler=self.scaler.state_dict(),
                      ema=self.ema.state_dict() if self.ema else None)
         with replacing(self.run.checkpoint) as part:
             torch.save(state, part)
 
     def resume(self) -> None:
-        """Goes on from the checkpoint, if there is one."""
-        self.saved = time.perf_counter()
-        if not self.run.checkpoint.is_file():
-            return
-        try:
-            state = torch.load(self.run.checkpoint, map_location=self.device, weights_only=True)
-            self.student.load_state_dict(state["student"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.scaler.load_state_dict(state["scaler"])
-            if self.ema:
-                self.ema.load_state_dict(state["ema"])
-            self.step, self.meters, self.seconds = state["step"], state["meters"], state["seconds"]
-        except Exception as error:  # whatever a damaged file makes torch say
-            raise UserError(f"{self.run.checkpoint} cannot be read; start over with --fresh") from error
-        if self.run.processes.main:  # lines of epochs that will be trained again
-            path = self.run.folder / "log.jsonl"
-            lines = path.read_text().splitlines() if path.is_file() else []
-            lines = [line for line in lines if json.loads(line)["epoch"] <= self.step // self.epoch_steps]
+        """Goes on from the checkpoint, if there is one, and takes what came after it out of the log."""
+        self.saved, main = time.perf_counter(), self.run.processes.main
+        if self.run.checkpoint.is_file():
+            try:
+                state = torch.load(self.run.checkpoint, map_location=self.device, weights_only=True)
+                self.student.load_state_dict(state["student"])
+                self.optimiser.load_state_dict(state["optimiser"])
+                if state["scaler"]:  # empty where the run had none before
+                    self.scaler.load_state_dict(state["scaler"])
+                if self.ema:
+                    self.ema.load_state_dict(state["ema"])
+                self.step, self.seconds = state["step"], state["seconds"]
+                self.meters = state["meters"] if main else torch.zeros_like(state["meters"])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a damaged file makes torch say
+                raise UserError(f"{self.run.checkpoint} cannot be read ({str(error).splitlines()[0]}); start over with "
+                                f"--fresh") from error
+        path, kept = self.run.folder / "log.jsonl", []
+        if main and path.is_file():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] > self.step:
+                        break
+                except ValueError:  # the end of a line was lost
+                    break
+                kept.append(line + "\n")
             with replacing(path) as part:
-                part.write_text("".join(line + "\n" for line in lines))
+                part.write_text("".join(kept))
 
     # The whole
 
@@ -479,28 +507,33 @@ class Trainer:
         self.resume()
         self.module.train()
         signals: list[int] = []
-        handlers = {name: signal.signal(name, lambda number, frame: signals.append(number))
-                    for name in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, frame: object) -> None:
+            if signals:  # a second one does not wait
+                raise KeyboardInterrupt
+            signals.append(number)
+
+        handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with tqdm(total=self.steps, initial=self.step, desc=self.run.name, unit="step",
                       disable=not self.run.processes.main) as bar:
                 while self.step < self.steps:
                     self.train_epoch(bar, signals)
         finally:
-            for name, handler in handlers.items():
-                signal.signal(name, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return self.finish()
 
     def train_epoch(self, bar: tqdm, signals: list[int]) -> None:
         """Trains to the end of the epoch, from where it stands in it; logs, saves, and evaluates if it is time to."""
         settings, processes = self.settings, self.run.processes
         epoch, start = divmod(self.step, self.epoch_steps)
-        begun, images_before = time.perf_counter(), self.meters[3].item()
+        begun, images_before = time.perf_counter(), processes.sum(self.meters.clone())[3].item()
 
         def state() -> dict[str, float]:
             spent = time.perf_counter() - begun
             averages, images = self.averages()
-            return {**averages, "images_per_s": (images - images_before * processes.world) / spent}
+            return {**averages, "images_per_s": (images - images_before) / spent}
 
         for images, labels in loader(self.data.train, settings["batch_size"], settings["seed"], epoch, start,
                                      processes.shard, settings["workers"], self.device.type == "cuda"):
@@ -509,24 +542,25 @@ class Trainer:
             if self.step % 10 == 0:
                 self.check_finite()
                 bar.set_postfix(state())
-            if processes.sum(torch.tensor(len(signals), device=self.device)):
-                self.seconds += time.perf_counter() - begun
-                self.save()
-                raise Stopped(f"stopped at step {self.step} of {self.steps}", signals)
-            if time.perf_counter() - self.saved > 600:
-                self.save()
+            if processes.world == 1 or self.step % 10 == 0:  # to ask the others is to wait for the GPU
+                stop, due = processes.any(bool(signals), processes.main and time.perf_counter() - self.saved > 600)
+                if stop or due:
+                    self.save(time.perf_counter() - begun)
+                if stop:
+                    raise Stopped(f"stopped at step {self.step} of {self.steps}", signals)
         self.check_finite()
         self.seconds += time.perf_counter() - begun
         line = {"epoch": epoch + 1, "step": self.step, **state(), "seconds": self.seconds,
                 "peak_memory_mb": peak_memory(self.device)}
-        # As many images are trained on between two evaluations as one has, so that it takes a third of the time.
+        # Between two evaluations as many images are trained on as one has, so that it takes a third of the time.
         train, val = len(self.data.train), len(self.data.val)
-        if (epoch + 1) * train // val > epoch * train // val:
-            line |= {f"val_{name}": value for name, value in self.validate(self.student).items() if name != "n"}
+        if (epoch + 1) * train // val > epoch * train // val or self.step == self.steps:
+            self.found = self.validate(self.student)
+            line |= {f"val_{name}": self.found[name] for name in ("top1", "top5", "loss")}
         self.meters.zero_()
         if processes.main:
             self.run.append_log(line)
-        if time.perf_counter() - self.saved > 2 and self.step < self.steps:
+        if any(processes.any(processes.main and time.perf_counter() - self.saved > 2)):
             self.save()
 
     def averages(self) -> tuple[dict[str, float], float]:
@@ -537,7 +571,7 @@ class Trainer:
 
     def finish(self) -> dict:
         """Evaluates the student, and writes it with the result."""
-        result = {**self.validate(self.student), "epochs": self.settings["epochs"], "steps": self.steps,
+        result = {**(self.found or self.validate(self.student)), "epochs": self.settings["epochs"], "steps": self.steps,
                   "train_seconds": self.seconds, "peak_memory_mb": peak_memory(self.device)}
         students = {"student.safetensors": self.student}
         if self.ema:
@@ -556,7 +590,7 @@ def peak_memory(device: torch.device) -> float:
     """The most memory in use so far, in MB: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource
+    import resource  # Linux and macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1e-3)
 
 
@@ -575,10 +609,11 @@ def table(results: list[tuple[dict, dict]], device: torch.device) -> str:
     The teacher's own accuracy is known where its task is the student's: for nano teachers on `matching`.
     """
     def fellows(settings: dict) -> tuple:
-        """What a run and its baseline share."""
-        return tuple(settings[name] for name in ("teacher", "data", "student", "seed"))
+        """What a run and its baseline share; the baseline's student is a standard one (arXiv 2605.07191)."""
+        return tuple(settings[name] for name in ("teacher", "data", "seed"))
 
-    baselines = {fellows(settings): result["top1"] for settings, result in results if settings["mode"] == "baseline"}
+    baselines = {fellows(settings): result["top1"] for settings, result in results
+                 if settings["mode"] == "baseline" and settings["student"] == "standard"}
     accuracies: dict[tuple, float] = {}
     rows = [("teacher", "data", "student", "seed", "teacher", "baseline", "method", "top-1", "gain")]
     for settings, result in [pair for pair in results if pair[0]["mode"] != "baseline"] or results:
@@ -609,22 +644,27 @@ def main() -> None:
     for first, second in itertools.combinations(runs, 2):
         if first.folder == second.folder:
             raise UserError(f"two runs of this grid share the folder {first.folder}; use two commands and two --out")
+    if args.fresh:
+        processes.first(lambda: [run.clear() for run in runs if processes.main])
     for run in runs:
-        if args.fresh and processes.main:
-            run.clear()
         run.check_settings()
     waiting = [run for run in runs if not run.finished()]
     for settings in {(run.settings["teacher"], run.settings["img_size"]): run.settings for run in waiting
                      if needs_teacher(run.settings)}.values():
         processes.first(lambda: run_teacher(settings))  # what it needs is fetched, or missed, before any training
-    command = shlex.join(["python", "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
+    launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
+    command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
     for run in runs:
         result = run.finished()
         if result is None:
             try:
                 train_run(run, command)
+            except torch.OutOfMemoryError as error:
+                raise UserError("a step does not fit into the memory of the GPU; raise --accumulate, which cuts batches "
+                                "into pieces, or lower --batch-size") from error
             except Stopped as stopped:
-                print(f"{run.name}: {stopped}; go on with: {command}", file=sys.stderr)
+                if processes.main:
+                    print(f"{run.name}: {stopped}; go on with: {command}", file=sys.stderr)
                 sys.exit(128 + (stopped.args[1] or [signal.SIGTERM])[0])
         elif processes.main:
             print(f"{run.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
@@ -638,7 +678,9 @@ def main() -> None:
 def train_run(run: "Run", command: str) -> None:
     """One run of the grid, from its data to its result."""
     settings, processes = run.settings, run.processes
-    data = run_data(settings)
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(processes.device)
+    data = processes.first(lambda: run_data(settings))
     teacher = run_teacher(settings) if needs_teacher(settings) else None
     trainer = Trainer(run, data, teacher)
     if processes.main:

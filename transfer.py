@@ -128,7 +128,6 @@ class RowwiseCrossEntropy(torch.autograd.Function):
     """`flash_cross_entropy`: with D = P_s - P_t, the gradients of q and k are D k and D^T q, over sqrt(d)."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx, teacher_q, teacher_k, teacher_bias, q, k):
         shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])
         count = shape[0] * shape[1] * shape[2]
@@ -153,7 +152,6 @@ class RowwiseCrossEntropy(torch.autograd.Function):
         return value / count
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, grad):
         return None, None, None, *(saved * grad for saved in ctx.saved_tensors)
 
@@ -212,12 +210,13 @@ def parse_numbers(numbers: int | str | list[int] | None, available: int, what: s
         elif "," in str(numbers):
             chosen = [int(number) for number in str(numbers).split(",") if number]
         else:
-            chosen = range(int(numbers)) if int(numbers) <= available else [int(numbers) - 1]
+            chosen = range(int(numbers))
     except ValueError:
         raise UserError(f"{what} '{numbers}' is no count (9), range (3-8) or list (0,4,8)") from None
     chosen = sorted(set(chosen))
     if not chosen or chosen[0] < 0 or chosen[-1] >= available:
-        raise UserError(f"{what} {numbers} is out of range: there are {available}, numbered 0 to {available - 1}")
+        raise UserError(f"{what} {numbers} is out of range: there are {available}; choose a count of 1 to {available}, "
+                        f"or numbers from 0 to {available - 1}, as 1-2 or 0,3")
     return chosen
 
 
@@ -276,6 +275,10 @@ class AttentionTransfer(nn.Module):
                 raise unknown(kind, word, choices)
         if method == "copy" and what in ("v", "output"):
             raise UserError(f"{what} can be distilled, not copied; use method distill, or copy map, q or k")
+        if what == "output" and heads is not None:
+            raise UserError("the output mixes all heads; leave heads out, or distil map, q, k or v")
+        if what != "map" and (loss != "cross_entropy" or temperature != 1):
+            raise UserError(f"{what} is transferred by itself, without a loss between maps; leave loss and temperature out")
         if temperature <= 0:
             raise UserError(f"temperature {temperature} is not above 0")
         self.student, self.method, self.what, self.flash = student, method, what, flash
@@ -374,9 +377,9 @@ class AttentionTransfer(nn.Module):
                 return self.map_loss(at_least_float32(target), at_least_float32(own))
             ours = {"q": own.q, "k": own.k, "v": attended.v, "output": attended.output}[self.what]
             theirs = getattr(target, self.what) if isinstance(target, Routing) else target
-            if self.heads is not None and self.what != "output":
+            if self.heads is not None:
                 theirs, ours = theirs[:, self.heads], ours[:, self.heads]
-            return F.mse_loss(ours.float() if ours.dtype.itemsize < 4 else ours, theirs.to(ours.dtype))
+            return F.mse_loss(*(x.float() if x.dtype.itemsize < 4 else x for x in (ours, theirs)))
 
     def map_loss(self, theirs: Routing, own: Routing) -> Tensor:
         if self.heads is not None:
@@ -387,7 +390,8 @@ class AttentionTransfer(nn.Module):
             theirs, own = (Routing(routing.q / self.temperature, routing.k,
                                    None if routing.bias is None else routing.bias / self.temperature)
                            for routing in (theirs, own))
-        if not self.flash or self.loss is not cross_entropy or own.bias is not None:
+        fused = own.q.device.type in ("cpu", "cuda")
+        if not (self.flash and fused) or self.loss is not cross_entropy or own.bias is not None:
             return plain_divergence(theirs, own, self.loss)
         if own.q.device.type == "cpu":
             return RowwiseCrossEntropy.apply(*theirs, own.q, own.k)
