@@ -742,7 +742,7 @@ def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path, mo
         ours = load_teacher(name, path, size)
         for number, (our_map, their_map) in enumerate(zip(ours.attention_maps(images), maps, strict=True)):
             assert (our_map - their_map).abs().max() < 1e-4, f"the map of block {number} at {size} px"
-            assert their_map.max() > 4 / their_map.shape[-1]  # uniform maps would be right by themselves
+            assert their_map.max() > 3 / their_map.shape[-1]  # uniform maps would be right by themselves
         assert relative(ours.forward_features(images), tokens) < 1e-4, f"the tokens at {size} px"
     os.remove(path)
 
