@@ -542,12 +542,9 @@ class Trainer:
             if self.step % 10 == 0:
                 self.check_finite()
                 bar.set_postfix(state())
-            if processes.world == 1 or self.step % 10 == 0:  # to ask the others is to wait for the GPU
-                stop, due = processes.any(bool(signals), processes.main and time.perf_counter() - self.saved > 600)
-                if stop or due:
-                    self.save(time.perf_counter() - begun)
-                if stop:
-                    raise Stopped(f"stopped at step {self.step} of {self.steps}", signals)
+            # To ask the other processes is to wait for the GPU; the epoch's last step is for the end of this method.
+            if self.step % self.epoch_steps and (processes.world == 1 or self.step % 10 == 0):
+                self.pause(signals, 600, time.perf_counter() - begun)
         self.check_finite()
         self.seconds += time.perf_counter() - begun
         line = {"epoch": epoch + 1, "step": self.step, **state(), "seconds": self.seconds,
@@ -560,8 +557,16 @@ class Trainer:
         self.meters.zero_()
         if processes.main:
             self.run.append_log(line)
-        if any(processes.any(processes.main and time.perf_counter() - self.saved > 2)):
-            self.save()
+        self.pause(signals, 2)
+
+    def pause(self, signals: list[int], interval: float, unfinished: float = 0.0) -> None:
+        """Saves if the last checkpoint is `interval` seconds old or a signal asks for the end; then raises `Stopped`."""
+        processes = self.run.processes
+        stop, due = processes.any(bool(signals), processes.main and time.perf_counter() - self.saved > interval)
+        if stop or due:
+            self.save(unfinished)
+        if stop:
+            raise Stopped(f"stopped at step {self.step} of {self.steps}", signals)
 
     def averages(self) -> tuple[dict[str, float], float]:
         """What the epoch has brought so far, with the learning rate; and of how many images."""
