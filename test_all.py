@@ -42,7 +42,7 @@ import teachers
 import train
 from model import Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components
 from teachers import TEACHERS, cache_path, load_teacher, parameters, replacing, student_config
-from transfer import (LOSSES, PARTS, AttentionTransfer, PlainRouting, RowwiseCrossEntropy, RowwiseRouting, align,
+from transfer import (LOSSES, PARTS, AttentionTransfer, PlainRouting, RowwiseRouting, align, compared_with,
                       flash_cross_entropy, init_from, kl, measures, parse_numbers, part_of, plain_divergence)
 
 
@@ -71,9 +71,6 @@ def vit(name: str, seed: int = 0, components: str = "native", **changes) -> ViT:
 def pictures(count: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
-
-# ---------------------------------------------------------------------------------------------------------------
-# data.py
 
 # ---------------------------------------------------------------------------------------------------------------
 # data.py
@@ -1331,15 +1328,31 @@ def value_and_gradients(loss, *inputs):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("N", [1, 2, 21, 300])
-@pytest.mark.parametrize("fast", [
-    lambda teacher, q, k: flash_cross_entropy(teacher, Routing(q, k)),
-    lambda teacher, q, k: RowwiseCrossEntropy.apply(*teacher, q, k)], ids=["fused", "rowwise"])
-def test_the_loss_without_maps_is_the_loss_with_maps_in_value_and_gradient(fast, N, bias):
+def test_the_loss_without_maps_is_the_loss_with_maps_in_value_and_gradient(N, bias):
     teacher, student = random_routing(N=N, bias=bias), random_routing(N=N, seed=1)
-    ours = value_and_gradients(lambda q, k: 3 * fast(teacher, q, k), student.q, student.k)
+    ours = value_and_gradients(lambda q, k: 3 * flash_cross_entropy(teacher, Routing(q, k)), student.q, student.k)
     plain = value_and_gradients(lambda q, k: 3 * plain_divergence(teacher, Routing(q, k)), student.q, student.k)
     for mine, truth in zip(ours, plain):
         assert (mine - truth).abs().max() < 1e-8 and (N == 1 or truth.abs().max() > 1e-4)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 300])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("N", [1, 2, 21, 300])
+def test_comparing_while_reading_is_both_definitions_in_value_and_gradient_whichever_tokens_are_needed(N, bias, needed):
+    teacher, student = random_routing(N=N, bias=bias), random_routing(N=N, seed=1)
+    v, weight = random_routing(N=N, seed=2)[:2]
+    weight[:, :, needed:] = 0
+
+    def compared(q, k, v):
+        routing = compared_with(teacher, Routing(q, k))
+        return (attend(routing, v) * weight).sum() + 3 * routing.loss
+
+    def plain(q, k, v):
+        return (attention_map(Routing(q, k)) @ v * weight).sum() + 3 * plain_divergence(teacher, Routing(q, k))
+
+    for mine, truth in zip(*(value_and_gradients(f, student.q, student.k, v) for f in (compared, plain))):
+        assert (mine - truth).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -1378,6 +1391,24 @@ def test_flash_transfer_makes_no_tensor_of_n_by_n_and_plain_transfer_does(method
         logits, loss = module(pictures(3))
         (logits.square().sum() + loss).backward()
     assert any(shape[-2:] == (17, 17) for shape in shapes.seen) != flash
+
+
+@pytest.mark.parametrize("method", ["copy", "distill"])
+def test_memory_grows_with_the_tokens_in_flash_transfer_and_with_their_square_in_plain_transfer(method):
+    growth = {}
+    for flash in True, False:
+        peaks = []
+        for size in 128, 256:  # 257 and 1,025 tokens
+            student, teacher = (vit("deit_nano", seed, kind, img_size=size) for seed, kind in ((0, "native"), (1, "teacher")))
+            module, images = AttentionTransfer(student, teacher, method, flash=flash).train(), pictures(1, size)
+
+            def step():
+                logits, loss = module(images)
+                (logits.square().sum() + loss).backward()
+
+            peaks.append(evaluation.step_cost(step, [images, *student.parameters(), *teacher.parameters()]))
+        growth[flash] = peaks[1] / peaks[0]
+    assert growth[True] < 4.1 and growth[False] > 10
 
 
 def plain_transfer(student: ViT, teacher: ViT, images: torch.Tensor, method: str, blocks: list[int]):
@@ -1615,7 +1646,7 @@ def test_a_transfer_that_makes_no_sense_is_one_clear_line(student, teacher, argu
 
 
 def test_parts_that_do_not_fit_are_one_clear_line():
-    with pytest.raises(UserError, match="give the student .*rel_pos"):
+    with pytest.raises(UserError, match="give it .*rel_pos"):
         init_from(vit("beit_nano", 0, "standard"), vit("beit_nano", 1, "teacher"), "attention")
     with pytest.raises(UserError, match="did you mean mlp"):
         init_from(vit("deit_nano"), vit("deit_nano", 1, "teacher"), "mpl")

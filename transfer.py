@@ -10,6 +10,7 @@ No map is built where fused attention can do without: copying is `attend(teacher
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -96,18 +97,18 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
 # ---------------------------------------------------------------------------------------------------------------
 # The same for CPUs, where a piece of a map fits the cache
 #
-# Fused attention computes the gradients of q, k and v together, whether wanted or not. Some rows of the maps of some
-# images at a time, built again when they are needed, want fewer multiplications.
+# Fused attention computes the gradients of q, k and v together, whether wanted or not. The teacher's map wants fewer
+# products: some rows of the maps of some images at a time, built again when they are needed.
 
 
 def cut(shape: torch.Size) -> tuple[list[slice], list[slice]]:
-    """Slices of images, and of queries, for q of shape (B, H, N, d): a piece of map has half a million numbers or so.
+    """Slices of images, and of queries, for q of shape (B, H, N, d): a piece of map is about a megabyte in float32.
 
     A piece never holds all queries of an image, so that no whole map is ever built.
     """
     B, H, N, _ = shape
-    rows = min(128, (N + 1) // 2)
-    images = max(1, 2 ** 19 // (H * rows * N))
+    rows = min(64, (N + 1) // 2)
+    images = max(1, 2 ** 18 // (H * rows * N))
     return [slice(at, at + images) for at in range(0, B, images)], [slice(at, at + rows) for at in range(0, N, rows)]
 
 
@@ -124,36 +125,65 @@ def piece_of_map(q: Tensor, k: Tensor, bias: Tensor | None, rows: slice) -> Tens
     return logits.softmax(-1)
 
 
-class RowwiseCrossEntropy(torch.autograd.Function):
-    """`flash_cross_entropy`: with D = P_s - P_t, the gradients of q and k are D k and D^T q, over sqrt(d)."""
+class ReadAndCompare(torch.autograd.Function):
+    """The student reads v by its own routing, and compares that with the teacher's: (what was read, cross-entropy).
+
+    Let dO be the gradient of what was read, dP = dO v^T, delta = dO.O by row, and g the gradient of the loss of a row.
+    The gradient of the student's logits is P_s (dP - delta) from reading and g (P_s - P_t) from the loss, together
+    P_s (dP - (delta - g)) - g P_t. The first is what fused attention gives when its O is one for which delta is smaller
+    by g: so of the loss, only the products with P_t are left to do. They are made in the forward pass, as the value is
+    logsumexp(s) - q.(P_t K) / sqrt(d), just as in `flash_cross_entropy`.
+    """
 
     @staticmethod
-    def forward(ctx, teacher_q, teacher_k, teacher_bias, q, k):
+    def forward(ctx, teacher_q, teacher_k, teacher_bias, q, k, v):
         shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])
-        count = shape[0] * shape[1] * shape[2]
-        value, q_grad, k_grad = 0.0, torch.empty_like(q), torch.empty_like(k)
+        out, logsumexp = attend_with_logsumexp(q, k, v)
+        read_k, read_q = torch.empty_like(q), torch.empty_like(k)  # P_t K and P_t^T Q
         groups, steps = cut(shape)
         for images in groups:
             their_q, their_k = by_head(teacher_q, images) * scale, by_head(teacher_k, images)
-            our_q, our_k = by_head(q, images) * scale, by_head(k, images)
-            k_piece = torch.zeros_like(our_k)
+            our_q, our_k = by_head(q, images), by_head(k, images)
+            q_piece = torch.zeros_like(our_q)
             for rows in steps:
                 p = piece_of_map(their_q, their_k, teacher_bias, rows)
-                logits = torch.bmm(our_q[:, rows], our_k.transpose(1, 2))
-                logits -= logits.amax(-1, keepdim=True)
-                likelihood = torch.dot(p.flatten(), logits.flatten())
-                total = logits.exp_().sum(-1, keepdim=True)
-                value += total.log().sum() - likelihood
-                difference = logits.div_(total).sub_(p)
-                q_grad[images, :, rows] = torch.bmm(difference, our_k).unflatten(0, (-1, shape[1]))
-                k_piece.baddbmm_(difference.transpose(1, 2), our_q[:, rows])
-            k_grad[images] = k_piece.unflatten(0, (-1, shape[1]))
-        ctx.save_for_backward(q_grad.mul_(scale / count), k_grad.div_(count))
-        return value / count
+                read_k[images, :, rows] = torch.bmm(p, our_k).unflatten(0, (-1, shape[1]))
+                q_piece.baddbmm_(p.transpose(1, 2), our_q[:, rows])
+            read_q[images] = q_piece.unflatten(0, (-1, shape[1]))
+        ctx.save_for_backward(q, k, v, out, logsumexp, read_k, read_q)
+        return out, logsumexp.mean() - (q * read_k).sum(-1).mean() * scale
 
     @staticmethod
-    def backward(ctx, grad):
-        return None, None, None, *(saved * grad for saved in ctx.saved_tensors)
+    def backward(ctx, grad, loss_grad):
+        q, k, v, out, logsumexp, read_k, read_q = ctx.saved_tensors
+        g, d, tiny = loss_grad / logsumexp.numel(), q.shape[-1], 1e-15
+        # O - g dO / |dO|^2 has that delta. Where dO is zero (no one needs that token), something tiny has to stand in.
+        norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+        grad = torch.where(norm < tiny, tiny / math.sqrt(d), grad)
+        out = torch.addcmul(out, grad, -g / norm.clamp_min(tiny).square())
+        q_grad, k_grad, v_grad = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, logsumexp, 0.0, False)
+        scale = g / math.sqrt(d)
+        return None, None, None, q_grad.sub_(read_k * scale), k_grad.sub_(read_q * scale), v_grad
+
+
+class ComparedRouting(Routing):
+    """The student's own routing, which compares itself with the `teacher`'s as it reads; then it has the `loss`."""
+
+    teacher: Routing
+    loss: Tensor
+
+    def read(self, v: Tensor) -> Tensor:
+        out, self.loss = ReadAndCompare.apply(*self.teacher, self.q, self.k, v)
+        return out
+
+
+def compared_with(theirs: Routing, own: Routing) -> Routing:
+    if own.bias is not None or own.q.dtype.itemsize < 4:
+        return own  # fused attention gives a bias no gradient, and the loss wants float32
+    compared = ComparedRouting(*own)
+    compared.teacher = theirs
+    return compared
 
 
 class RowwiseRead(torch.autograd.Function):
@@ -278,7 +308,7 @@ class AttentionTransfer(nn.Module):
         if what == "output" and heads is not None:
             raise UserError("the output mixes all heads; leave heads out, or distil map, q, k or v")
         if what != "map" and (loss != "cross_entropy" or temperature != 1):
-            raise UserError(f"{what} is transferred by itself, without a loss between maps; leave loss and temperature out")
+            raise UserError(f"{what} is transferred as it is, with no loss between maps; leave loss and temperature out")
         if temperature <= 0:
             raise UserError(f"temperature {temperature} is not above 0")
         self.student, self.method, self.what, self.flash = student, method, what, flash
@@ -316,15 +346,18 @@ class AttentionTransfer(nn.Module):
             if number in targets:
                 losses.append(self.block_loss(targets[number], attended))
 
-        logits = self.student(images, watch=watch, paths=paths)
+        logits = self.student(images, self.comparisons(images, targets), watch, paths)
         return logits, torch.stack(losses).sum()
+
+    def in_pieces(self, images: Tensor) -> bool:
+        """Whether to use what is made for CPUs; it has no mixed precision."""
+        return self.flash and images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
     # Copy
 
     def reroutes(self, images: Tensor, paths: Tensor | None) -> dict[int, Reroute]:
         """What each block of the student reads with, by block."""
-        rowwise = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        kind = PlainRouting if not self.flash else RowwiseRouting if rowwise else Routing
+        kind = PlainRouting if not self.flash else RowwiseRouting if self.in_pieces(images) else Routing
         reroutes: dict[int, Reroute] = {}
         for number, theirs in self.targets(images, paths).items():
             if self.what == "map" and self.heads is None:
@@ -369,9 +402,18 @@ class AttentionTransfer(nn.Module):
                 targets[number] = drop_registers(target, target.ndim - 2, theirs, ours)
         return targets
 
+    def comparisons(self, images: Tensor, targets: dict[int, Routing | Tensor]) -> dict[int, Reroute]:
+        """For blocks whose loss can be had from the student's reading: its own routing, made to compare itself."""
+        simple = self.what == "map" and self.loss is cross_entropy and self.heads is None and self.temperature == 1
+        if not (simple and self.in_pieces(images)):
+            return {}
+        return {number: partial(compared_with, theirs) for number, theirs in targets.items()}
+
     def block_loss(self, target: Routing | Tensor, attended: Attended) -> Tensor:
         """The loss of one block, in float32 whatever the autocast."""
         own = attended.routing
+        if isinstance(own, ComparedRouting):
+            return own.loss
         with torch.autocast(own.q.device.type, enabled=False):
             if self.what == "map":
                 return self.map_loss(at_least_float32(target), at_least_float32(own))
@@ -393,8 +435,6 @@ class AttentionTransfer(nn.Module):
         fused = own.q.device.type in ("cpu", "cuda")
         if not (self.flash and fused) or self.loss is not cross_entropy or own.bias is not None:
             return plain_divergence(theirs, own, self.loss)
-        if own.q.device.type == "cpu":
-            return RowwiseCrossEntropy.apply(*theirs, own.q, own.k)
         return flash_cross_entropy(theirs, own)
 
 
@@ -437,8 +477,8 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
         if left != right:
             missing = [part for part in native_components(teacher.config)
                        if getattr(teacher.config, part) != getattr(student.config, part)]
-            raise UserError(f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in "
-                            f"the student; give the student {', '.join(missing) or 'the same size'} (--student native)")
+            raise UserError(f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} "
+                            f"in the student; give it {', '.join(missing) or 'the same size'} (--student native)")
     for name, value in ours.items():
         value.copy_(theirs[name])
 
