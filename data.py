@@ -7,7 +7,6 @@ batches and augmentation are the same whatever the number of worker processes.
 
 import http.client
 import os
-import signal
 import tarfile
 import warnings
 import zipfile
@@ -169,6 +168,8 @@ class Folder:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
             try:
                 return read_image(path), label
+            except OSError as error:
+                raise UserError(f"cannot read {path} (class '{self.classes[label]}'); remove or replace it") from error
             finally:
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -412,8 +413,8 @@ def load_data(
     """
     if name == "matching":
         count = 500 if train_images is None else train_images
-        if count < 1:
-            raise UserError(f"{count} training images asked for; matching needs at least 1")
+        if not 1 <= count <= 100_000:
+            raise UserError(f"{count} training images asked for; matching makes 1 to 100,000")
         train = Matching(count, TRAIN_SEED, img_size, mean, std)
         return Data(train, Matching(10_000, VAL_SEED, img_size, mean, std), SHAPES)
 
@@ -469,10 +470,10 @@ def loader(
     # A generator of its own: without it, each pass would advance torch's global one.
     return DataLoader(
         dataset, batch_sampler=batches[start:], num_workers=workers, pin_memory=pin, generator=torch.Generator(),
-        worker_init_fn=leave_interrupts,
+        worker_init_fn=leave_group,
     )
 
 
-def leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the workers too; it is for the main process to say when they end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_group(worker: int) -> None:
+    """Ctrl-C, and torchrun when it ends, signal a whole process group; when workers end, the main process says."""
+    os.setpgrp()

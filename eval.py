@@ -2,7 +2,7 @@
 
     python eval.py runs/deit_nano-matching-distill-seed0      # accuracy on the run's own validation set
     python eval.py runs/... --data imagenet_a imagenet_v2     # and on others
-    python eval.py --table runs --figure gains.png            # the paper's table and its bar chart
+    python eval.py --table runs --figure gains.png            # gains over the baseline by teacher, and their chart
     python eval.py --agreement runs/...                       # do the student's maps match the teacher's?
 
 The way in from Python is `load_student(folder) -> ViT`.
@@ -69,7 +69,10 @@ def read_result(folder: str | Path) -> dict | None:
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
-    """The student of a finished run, in eval mode; with `ema`, the moving average of its weights."""
+    """The student of a finished run, in eval mode; with `ema`, the moving average of its weights.
+
+    That of a copy run can do nothing by itself, as its own q and k are untrained: see `predictor`.
+    """
     config = read_run(folder)
     path = Path(folder) / ("student_ema.safetensors" if ema else "student.safetensors")
     if not path.is_file():
@@ -92,6 +95,11 @@ def run_data(settings: dict) -> Data:
                      randaugment=settings["randaugment"], erasing=settings["erasing"])
 
 
+def teacher_title(settings: dict) -> str:
+    """The teacher's name, marked if its weights are random."""
+    return settings["teacher"] + " (random)" * (settings["weights"] == "random")
+
+
 def run_teacher(settings: dict) -> ViT:
     """The teacher of a run."""
     with torch.random.fork_rng(devices=[]):
@@ -99,18 +107,18 @@ def run_teacher(settings: dict) -> ViT:
         return load_teacher(settings["teacher"], settings["weights"], settings["img_size"])
 
 
-def copying(settings: dict, student: ViT, teacher: ViT | None = None) -> AttentionTransfer:
-    """The student of a copy run with the teacher whose routing it reads with, in eval mode."""
-    module = AttentionTransfer(student, teacher or run_teacher(settings), "copy", settings["blocks"], settings["what"],
-                               heads=settings["heads"])
-    return module.eval().to(next(student.parameters()).device)
+def transfer_of(settings: dict, student: ViT, teacher: ViT | None) -> AttentionTransfer:
+    """The attention transfer of a run."""
+    return AttentionTransfer(student, teacher, settings["method"], settings["blocks"], settings["what"],
+                             settings["loss"], settings["heads"], temperature=settings["temperature"])
 
 
 def predictor(settings: dict, student: ViT, teacher: ViT | None = None) -> Callable[[Tensor], Tensor]:
     """Images to logits: the student, reading with its teacher's routing where the run was Attention Copy."""
     if settings["method"] != "copy":
         return student
-    module = copying(settings, student, teacher)
+    teacher = (teacher or run_teacher(settings)).to(next(student.parameters()).device)
+    module = transfer_of(settings, student, teacher).eval()
     return lambda images: module(images)[0]
 
 
@@ -162,7 +170,7 @@ FOLDERS = {
 }
 
 
-def test_folder(name: str, root: str) -> Path:
+def class_folder(name: str, root: str) -> Path:
     """Where the class folders of a set are: below the root, or of a folder of images its val/ if it has one."""
     if name in FOLDERS:
         places = [Path(root) / place for place in (*FOLDERS[name], name)]
@@ -176,7 +184,7 @@ def test_folder(name: str, root: str) -> Path:
     return Path(name) / "val" if parted else Path(name)
 
 
-def test_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:
+def evaluation_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:
     """A data set as the run would see it, and which of the student's classes its labels are.
 
     None is the run's own validation set. ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only
@@ -189,7 +197,7 @@ def test_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:
         data = run_data(settings if same else settings | {"data": name, "train_images": None})
         dataset, classes = data.val, data.classes
     else:
-        folder = test_folder(name, settings["data_root"])
+        folder = class_folder(name, settings["data_root"])
         files = class_files(folder)
         classes = list(files)
         if name == "imagenet_v2" and all(number.isdecimal() for number in classes):
@@ -201,22 +209,22 @@ def test_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:
         view, labels = views(name, settings["img_size"])[0], [label for label, _ in samples]
         dataset = Images(Folder(samples, list(files)), labels, range(len(samples)), view, None, None,
                          *find(settings["teacher"]).normalisation)
-    strange = [label for label in classes if label not in known]
+    strange = [class_name for class_name in classes if class_name not in known]
     if strange:
         raise UserError(f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not "
                         f"among the {len(known)} that the student learnt, such as '{known[0]}'; choose data of the "
                         f"same classes as {settings['data']}")
-    return dataset, [known.index(label) for label in classes]
+    return dataset, [known.index(class_name) for class_name in classes]
 
 
 HEADER = f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}"
 
 
-def row(run: str, data: str, found: dict) -> str:
+def accuracy_row(run: str, data: str, found: dict) -> str:
     return f"{run:50} {data:20} {found['top1']:6.2f} {found['top5']:6.2f} {found['n']:7d} {found['images_per_s']:8.0f}"
 
 
-def label(config: dict, name: str | None, classes: list[int]) -> str:
+def data_title(config: dict, name: str | None, classes: list[int]) -> str:
     known, name = len(config["classes"]), Path(name or config["settings"]["data"]).name
     return name if len(classes) == known else f"{name} ({len(classes)}/{known})"
 
@@ -228,10 +236,10 @@ def accuracy(args: argparse.Namespace) -> None:
     for folder, (config, student) in zip(args.runs, opened):
         predict = predictor(config["settings"], student)
         for name in args.data or [None]:
-            dataset, classes = test_set(config, name)
+            dataset, classes = evaluation_set(config, name)
             found = evaluate(lambda images: predict(images)[:, classes], dataset, args.batch_size or 256, args.device,
                              args.workers, progress=Path(folder).name)
-            print(row(Path(folder).name, label(config, name, classes), found))
+            print(accuracy_row(Path(folder).name, data_title(config, name, classes), found))
 
 
 def ensemble(args: argparse.Namespace) -> None:
@@ -241,7 +249,7 @@ def ensemble(args: argparse.Namespace) -> None:
     for name in args.data or [None]:
         probabilities, truths = [], []
         for folder, (config, student) in zip(args.runs, opened):
-            dataset, classes = test_set(config, name)  # with the normalisation of the run's own teacher
+            dataset, classes = evaluation_set(config, name)  # with the normalisation of the run's own teacher
             predict, kept = predictor(config["settings"], student), []
 
             def keep(images: Tensor) -> Tensor:
@@ -251,7 +259,7 @@ def ensemble(args: argparse.Namespace) -> None:
 
             found = evaluate(keep, dataset, args.batch_size or 256, args.device, args.workers,
                              progress=Path(folder).name)
-            print(row(Path(folder).name, label(config, name, classes), found))
+            print(accuracy_row(Path(folder).name, data_title(config, name, classes), found))
             probabilities.append(torch.cat(kept))
             truths.append((torch.as_tensor(dataset.labels), [config["classes"][number] for number in classes]))
         if any(theirs[1] != truths[0][1] or not theirs[0].equal(truths[0][0]) for theirs in truths):
@@ -260,7 +268,7 @@ def ensemble(args: argparse.Namespace) -> None:
         # The logarithm of a probability is a logit, too.
         logits = torch.stack(probabilities).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
         both = evaluate(lambda x: x, TensorDataset(logits, truths[0][0]), 1000, torch.device("cpu"))
-        print(row(f"ensemble of {len(opened)}", label(config, name, classes), both | {"images_per_s": 0}))
+        print(accuracy_row(f"ensemble of {len(opened)}", data_title(config, name, classes), both | {"images_per_s": 0}))
 
 
 def pick_device(name: str) -> torch.device:
@@ -269,8 +277,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"device '{name}' is not there ({str(error).splitlines()[0]}); use cpu") from error
     return device
 
@@ -299,7 +307,7 @@ def save(figure: Any, path: str) -> None:
     print(f"drawn: {path}")
 
 
-def curves(args: argparse.Namespace) -> None:
+def draw_curves(args: argparse.Namespace) -> None:
     """Draws loss and accuracy by epoch."""
     figure = new_figure(args.curves, 12, 3.6 + 0.2 * len(args.runs))
     panels = figure.subplots(1, 3)
@@ -332,7 +340,7 @@ def curves(args: argparse.Namespace) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# The paper's table
+# The table of Qin et al. (arXiv 2605.07191): what each teacher's attention is worth
 
 COLUMNS = ["baseline", "copy", "distill", "native copy", "native distill", "native baseline"]
 # What two runs must share to be compared: the data, and all of the recipe that a baseline has too.
@@ -341,19 +349,23 @@ CONDITIONS = ["data", "train_images", "img_size", "epochs", "batch_size", "lr", 
 VARIANTS = dict(what="map", loss="cross_entropy", temperature=1.0, weight=3.0, blocks=None, heads=None, init=None)
 
 
-def column(settings: dict) -> str:
-    """In which column of the table a run is: the method, with its student and variant if not the usual ones."""
-    words = [] if settings["student"] == "standard" else [settings["student"]]
-    words.append(settings["method"] or settings["mode"])
+def variant(settings: dict) -> list[str]:
+    """The settings of a run's method that are not the usual ones, as name=value."""
     unused = {"transfer": (), "baseline": set(VARIANTS) - {"init"}, "finetune": VARIANTS}[settings["mode"]]
     if settings["method"] == "copy":
         unused = ("loss", "temperature", "weight")
-    return " ".join(words + [f"{name}={settings[name]}" for name, usual in VARIANTS.items()
-                             if name not in unused and settings[name] != usual])
+    return [f"{name}={settings[name]}" for name, usual in VARIANTS.items()
+            if name not in unused and settings[name] != usual]
+
+
+def column_of(settings: dict) -> str:
+    """In which column of the table a run is: the method, with its student and variant if not the usual ones."""
+    words = [] if settings["student"] == "standard" else [settings["student"]]
+    return " ".join([*words, settings["method"] or settings["mode"], *variant(settings)])
 
 
 def collect(folder: str) -> dict[tuple, dict]:
-    """Top-1 of all finished runs below a folder, by conditions, (teacher, random), column and seed."""
+    """Top-1 of all finished runs below a folder, by conditions, teacher (name, title), column and seed."""
     tables, unfinished = {}, []
     for path in sorted(Path(folder).rglob("config.json")):
         settings, result = read_run(path.parent)["settings"], read_result(path.parent)
@@ -361,9 +373,9 @@ def collect(folder: str) -> dict[tuple, dict]:
             unfinished.append(path.parent.name)
             continue
         conditions = tuple(settings.get(name) for name in CONDITIONS)
-        teacher = settings["teacher"], settings["weights"] == "random"
         find(settings["teacher"])
-        seeds = tables.setdefault(conditions, {}).setdefault(teacher, {}).setdefault(column(settings), {})
+        teacher = settings["teacher"], teacher_title(settings)
+        seeds = tables.setdefault(conditions, {}).setdefault(teacher, {}).setdefault(column_of(settings), {})
         if settings["seed"] in seeds:
             print(f"{path.parent} has the settings of another run and is left out")
         else:
@@ -383,11 +395,10 @@ def gains(table: dict) -> list[dict]:
     """
     families, teachers, rows = list(FAMILIES), list(TEACHERS), []
     place = {name: (families.index(entry.family), teachers.index(name)) for name, entry in TEACHERS.items()}
-    for name, random in sorted(table, key=lambda key: (place[key[0]], key[1])):
-        baseline = table.get((name, False), {}).get("baseline", {})
-        found = {"family": FAMILIES[find(name).family].title, "teacher": name + " (random)" * random,
-                 "baseline": list(baseline.values())}
-        for kind, seeds in table[name, random].items():
+    for name, title in sorted(table, key=lambda key: (place[key[0]], key[1])):
+        baseline = table.get((name, name), {}).get("baseline", {})
+        found = {"family": FAMILIES[find(name).family].title, "teacher": title, "baseline": list(baseline.values())}
+        for kind, seeds in table[name, title].items():
             if kind != "baseline":
                 found[kind] = [top1 - baseline[seed] for seed, top1 in seeds.items() if seed in baseline]
                 if len(found[kind]) < len(seeds):
@@ -413,8 +424,11 @@ def cell(kind: str, values: list[float]) -> str:
 def title_of(conditions: tuple, all_conditions: list[tuple]) -> str:
     """The data, and whatever else not all tables share."""
     named = dict(zip(CONDITIONS, conditions))
+    data = Path(named["data"]).name
+    if any(Path(other[0]).name == data and other[0] != named["data"] for other in all_conditions):
+        data = named["data"]
     images = f", {named['train_images']:,} training images" if named["train_images"] else ""
-    title = f"{Path(named['data']).name}{images}, {named['img_size']} px, {named['epochs']} epochs"
+    title = f"{data}{images}, {named['img_size']} px, {named['epochs']} epochs"
     return title + "".join(f", {name} {value}" for number, (name, value) in enumerate(named.items())
                            if number >= 4 and len({other[number] for other in all_conditions}) > 1)
 
@@ -428,8 +442,8 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(map(str.ljust, parts, widths))} |" for parts in lines)
 
 
-def table(args: argparse.Namespace) -> None:
-    """Prints the paper's table; writes it with --csv, draws it with --figure."""
+def print_table(args: argparse.Namespace) -> None:
+    """Prints the table; writes it with --csv, draws it with --figure."""
     tables = collect(args.table)
     titles = {conditions: title_of(conditions, list(tables)) for conditions in tables}
     if len(tables) > 1:
@@ -462,7 +476,7 @@ def write_csv(found: dict[str, list[dict]], path: str) -> None:
     print(f"written: {path}")
 
 
-COLOURS = {"copy": "#9ecae1", "distill": "#3182bd", "native copy": "#fdae6b", "native distill": "#e6550d",
+BAR_COLOURS = {"copy": "#9ecae1", "distill": "#3182bd", "native copy": "#fdae6b", "native distill": "#e6550d",
            "native baseline": "#bdbdbd"}
 
 
@@ -477,7 +491,7 @@ def bars(found: dict[str, list[dict]], path: str) -> None:
             having = [(place, row[kind]) for place, row in enumerate(rows) if row.get(kind)]
             axes.bar([place + (number - (len(kinds) - 1) / 2) * width for place, _ in having],
                      [statistics.mean(values) for _, values in having], width, zorder=2,
-                     color=COLOURS.get(kind, f"C{number + 2}"), label=kind.replace("native", "native student,"),
+                     color=BAR_COLOURS.get(kind, f"C{number + 2}"), label=kind.replace("native", "native student,"),
                      yerr=[statistics.stdev(values) if len(values) > 1 else 0 for _, values in having],
                      error_kw=dict(elinewidth=0.8, capsize=2))
         families = [row["family"] for row in rows]
@@ -507,7 +521,9 @@ def both_maps(settings: dict, student: ViT, teacher: ViT, images: Tensor) -> tup
     The student's are those that it reads with: where a run copies, the teacher's.
     """
     ours: list[Tensor] = []
-    reroutes = copying(settings, student, teacher).reroutes(images, None) if settings["method"] == "copy" else {}
+    reroutes = {}
+    if settings["method"] == "copy":
+        reroutes = transfer_of(settings, student, teacher).reroutes(images, None)
     student(images, reroutes, watch=lambda number, attended: ours.append(attention_map(attended.routing)))
     routings = teacher.route(images, teacher.config.depth)
     return [attention_map(align(routing, teacher.config, student.config)) for routing in routings], ours
@@ -555,7 +571,7 @@ def mosaic(maps: Tensor) -> Tensor:
     return picture.view(L * (rows + 1), H * (columns + 1))[:-1, :-1]
 
 
-def maps(args: argparse.Namespace) -> None:
+def draw_maps(args: argparse.Namespace) -> None:
     """Draws where one token looks, in every block and head of teacher and student."""
     config, student, teacher = open_both(args)
     settings, shape = config["settings"], student.config
@@ -577,7 +593,7 @@ def maps(args: argparse.Namespace) -> None:
         corner = (patch[1] * shape.patch_size - 0.5, patch[0] * shape.patch_size - 0.5)
         panels[0].add_patch(Rectangle(corner, shape.patch_size, shape.patch_size, fill=False, color="red", linewidth=2))
     method = settings["method"] or settings["mode"]
-    names = [f"teacher: {settings['teacher']}", f"student: {settings['student']}, {method}"]
+    names = [f"teacher: {teacher_title(settings)}", f"student: {settings['student']}, {method}"]
     if method == "copy":
         names[1] += "\n(reads with the teacher's maps)"
     for panel, name, row in zip(panels[1:], names, rows):
@@ -602,12 +618,13 @@ def agreement(args: argparse.Namespace) -> None:
     n, found = min(64, len(dataset)), {}
     for images, _ in tqdm(loader(Subset(dataset, range(n)), 8), desc="maps", leave=False, unit="batch"):
         pairs = zip(*both_maps(settings, student, teacher, images.to(args.device)))
-        blocks = [measures(*pair, student.config) for pair in pairs]
-        for name in blocks[0]:  # (blocks, heads), each batch by its share
-            value = torch.stack([block[name] for block in blocks]).cpu() * (len(images) / n)
+        by_block = [measures(*pair, student.config) for pair in pairs]
+        for name in by_block[0]:  # (blocks, heads), each batch by its share
+            value = torch.stack([block[name] for block in by_block]).cpu() * (len(images) / n)
             found[name] = found.get(name, 0) + value
     top1 = (read_result(args.runs[0]) or {}).get("top1")
-    title = f"{Path(args.runs[0]).name}{'' if top1 is None else f', top-1 {top1:.1f}'}: maps over {n} images"
+    title = (f"{Path(args.runs[0]).name}{'' if top1 is None else f', top-1 {top1:.1f}'}: maps over {n} images, teacher "
+             f"{teacher_title(settings)}")
     print(f"{title}; mean over heads, teacher > student\n")
     print(f"{'block':>5} {'KL':>6} {'JS':>6} " + " ".join(f"{name:>13}" for name in PAIRS))
     average = {name: value.mean(1).tolist() for name, value in found.items()}
@@ -622,11 +639,11 @@ def agreement(args: argparse.Namespace) -> None:
         lines |= {f"{name} ({unit})": {side: f"{side} {name}" for side in ("teacher", "student")}
                   for name, unit in PAIRS.items()}
         blocks = range(student.config.depth)
-        for panel, (title, sides) in zip(figure.subplots(2, 3).flat, lines.items()):
+        for panel, (measure, sides) in zip(figure.subplots(2, 3).flat, lines.items()):
             for number, (side, name) in enumerate(sides.items()):
                 panel.plot(blocks, average[name], "-o", color=f"C{number}", markersize=4, label=side)
                 panel.plot(blocks, found[name].numpy(), ".", color=f"C{number}", alpha=0.4, markersize=4)  # each head
-            panel.set(title=title, xlabel="block", xticks=blocks)
+            panel.set(title=measure, xlabel="block", xticks=blocks)
             panel.set_ylim(bottom=0)
             panel.grid(alpha=0.3)
             panel.legend(fontsize="small")
@@ -711,7 +728,7 @@ def speed(args: argparse.Namespace) -> None:
     known = [images, labels, *student.parameters(), *student.buffers(), *teacher.parameters(), *teacher.buffers()]
     warm_up = sum(map(seconds, variants.values()))
     memory = {name: step_cost(lambda: step(module), known) for name, module in variants.items()}
-    rounds = int(min(50, max(5, 30 / warm_up)))
+    rounds = int(min(50, max(11, 30 / warm_up)))
     times = [{name: seconds(module) for name, module in variants.items()}
              for _ in tqdm(range(rounds), desc="rounds", leave=False)]
     print(f"{'':15} {'step, s':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6}")
@@ -719,7 +736,8 @@ def speed(args: argparse.Namespace) -> None:
         ratio = statistics.median(one[name] / one["baseline"] for one in times)
         print(f"{name:15} {statistics.median(one[name] for one in times):8.3f} {ratio:6.2f} {memory[name]:8.0f} "
               f"{memory[name] / memory['baseline']:6.2f}")
-    print(f"forward and backward, medians of {rounds} rounds; memory above the parameters")
+    print(f"forward and backward, medians of {rounds} rounds, of the ratios within a round too; memory above the "
+          f"parameters")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -727,9 +745,9 @@ def speed(args: argparse.Namespace) -> None:
 
 # The modes: what each does, how many RUNs it takes, and which options go with it. Without a mode, accuracy.
 OWN, SETS = {"ema", "weights", "data_root"}, {"data", "batch_size", "workers"}
-MODES = {"": (accuracy, "RUN...", OWN | SETS), "ensemble": (ensemble, "RUN RUN", OWN | SETS),
-         "table": (table, "", {"csv", "figure"}), "curves": (curves, "RUN...", set()),
-         "maps": (maps, "RUN", OWN | {"image", "patch"}), "agreement": (agreement, "RUN", OWN | {"figure"}),
+ACTIONS = {"": (accuracy, "RUN...", OWN | SETS), "ensemble": (ensemble, "RUN RUN", OWN | SETS),
+         "table": (print_table, "", {"csv", "figure"}), "curves": (draw_curves, "RUN...", set()),
+         "maps": (draw_maps, "RUN", OWN | {"image", "patch"}), "agreement": (agreement, "RUN", OWN | {"figure"}),
          "speed": (speed, "", {"img_size", "batch_size", "blocks"})}
 
 
@@ -764,18 +782,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--img-size", type=number_from(int, 1), metavar="PX", help="with --speed: (the teacher's)")
     add("--blocks", type=number_from(int, 1), metavar="N", help="with --speed: blocks to distil (three quarters)")
     add("--batch-size", type=number_from(int, 1), metavar="N", help="(256; with --speed 16, on CUDA 128)")
-    add("--workers", type=number_from(int, 1), metavar="N", help="processes that decode images (0)")
+    add("--workers", type=number_from(int, 0), metavar="N", help="processes that decode images (0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    mode = next((name for name in MODES if name and getattr(args, name)), "")
-    (action, runs, options), flag = MODES[mode], f"--{mode}" if mode else "accuracy"
+    mode = next((name for name in ACTIONS if name and getattr(args, name)), "")
+    (action, runs, options), flag = ACTIONS[mode], f"--{mode}" if mode else "accuracy"
     if len(args.runs) < len(runs.split()) or len(args.runs) > len(runs.split()) and runs != "RUN...":
         raise UserError(f"{flag} takes {runs or 'no RUN'}, and was given {len(args.runs)} of them; see --help")
-    for name in set().union(*(entry[2] for entry in MODES.values())) - options:
+    for name in set().union(*(entry[2] for entry in ACTIONS.values())) - options:
         if getattr(args, name):
             raise UserError(f"--{name.replace('_', '-')} does not go with {flag}; see --help")
     args.device, args.workers = pick_device(args.device), args.workers or 0

@@ -49,7 +49,9 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     num_classes: int = 0  # 0: no head, `forward` returns what the head would have read
     class_token: bool = True
-    pool: str = "token"  # the head reads "token" (after the final norm), "avg" of the patches (before it) or "none"
+    # The head reads the class "token" (after the final norm) or the "avg" of the patches (normalised after the mean);
+    # "none": there is no head, and the model returns all tokens.
+    pool: str = "token"
     norm_eps: float = 1e-6
     drop_path: float = 0.0
     # Native components: the default of each is the standard ViT.
@@ -84,7 +86,7 @@ class ViTConfig:
         return self.class_token + self.registers
 
 
-# The config fields that make a model native. `mlp_ratio` goes with `swiglu`, whose hidden layer is narrower.
+# The config fields that make a model native. `mlp_ratio` goes with `swiglu`: EVA-02's hidden layer is narrower.
 NATIVE_COMPONENTS = ("layerscale", "registers", "rel_pos", "rope", "qk_norm", "swiglu", "sub_ln", "pre_norm",
                      "quick_gelu", "qkv_bias", "pos_embed")
 
@@ -116,11 +118,16 @@ def attend(routing: Routing, v: Tensor) -> Tensor:
     return routing.read(v)
 
 
-def attention_map(routing: Routing) -> Tensor:
-    """The map itself, (B, H, N, N), rows sum to 1: for people, tests and whatever cannot do without."""
+def attention_logits(routing: Routing) -> Tensor:
+    """q k^T / sqrt(d) + bias, (B, H, N, N)."""
     q, k, bias = routing
     logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return (logits if bias is None else logits + bias).softmax(-1)
+    return logits if bias is None else logits + bias
+
+
+def attention_map(routing: Routing) -> Tensor:
+    """The map itself, (B, H, N, N), rows sum to 1: for people, tests and whatever cannot do without."""
+    return attention_logits(routing).softmax(-1)
 
 
 class Attended(NamedTuple):
@@ -142,7 +149,7 @@ class Attention(nn.Module):
         super().__init__()
         dim, self.heads = config.dim, config.heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias == "qkv")
-        if config.qkv_bias == "qv":  # BEiT (arXiv 2106.08254): a bias on k adds the same to a whole row of the map
+        if config.qkv_bias == "qv":  # BEiT (arXiv 2106.08254): a bias on k adds the same to a whole row of logits
             self.q_bias = nn.Parameter(torch.zeros(dim))
             self.v_bias = nn.Parameter(torch.zeros(dim))
         if config.qk_norm:  # "Scaling ViT to 22 Billion Parameters" (arXiv 2302.05442), section 2
@@ -179,7 +186,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: "RoPE | None", bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
         """The tokens x (B, N, D) look, each where the routing says, and bring back what is there.
 
-        The routing is the layer's own, unless another is handed in: then no q and k are computed here.
+        The routing is the layer's own, or `reroute`, and then no q and k are computed, or what the function `reroute`
+        makes of the layer's own.
         """
         B, N, D = x.shape
         routing = reroute if isinstance(reroute, Routing) else self.route(x, rope, bias)

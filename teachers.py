@@ -118,7 +118,8 @@ class Teacher:
 
     @property
     def img_size(self) -> int:
-        """The image size to use the teacher at, in pixels: its own, but 224 for DINOv2, as in the papers."""
+        """The image size that train.py and eval.py use the teacher at, in pixels: its own, but 224 for DINOv2, as in
+        both papers."""
         return 224 if self.config.img_size == 518 else self.config.img_size
 
 
@@ -228,7 +229,7 @@ def student_config(name: str, components: str = "standard", num_classes: int = 1
                  heads=theirs.heads, class_token=theirs.class_token, num_classes=num_classes,
                  pool="avg" if entry.url or not theirs.class_token else "token")
     if "swiglu" in chosen:
-        shape["mlp_ratio"] = theirs.mlp_ratio  # its hidden layer is narrower, to have as many parameters
+        shape["mlp_ratio"] = theirs.mlp_ratio  # EVA-02's hidden layer is narrower, to have as many parameters
     if components == "native":
         shape["norm_eps"] = theirs.norm_eps
     return ViTConfig(**shape, **{component: getattr(theirs, component) for component in chosen})
@@ -418,6 +419,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises `UserError` if there is no writing there, before the caller's work where that can be told, or no room.
     """
+    if not path.name or path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -532,7 +535,7 @@ def pretrain(name: str, path: Path) -> Path:
         optimiser = torch.optim.AdamW(model.parameters(), recipe["lr"], recipe["betas"],
                                       weight_decay=recipe["weight_decay"])
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: cosine(step, recipe["steps"], recipe["warmup"] * recipe["steps"]))
+            optimiser, lambda step: cosine_schedule(step, recipe["steps"], recipe["warmup"] * recipe["steps"]))
         for step in (bar := tqdm(range(recipe["steps"]), desc=f"pretrain {name}", unit="step")):
             images, labels = matching(recipe["batch"], seed=1_000_000 + step)
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
@@ -547,7 +550,7 @@ def pretrain(name: str, path: Path) -> Path:
     return path
 
 
-def cosine(step: int, steps: int, warmup: float) -> float:
+def cosine_schedule(step: int, steps: int, warmup: float) -> float:
     """The share of the learning rate at a step: linear warm-up, then half a cosine to zero."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -571,7 +574,7 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
     return model.eval().requires_grad_(False)
 
 
-def parameters(config: ViTConfig) -> int:
+def count_parameters(config: ViTConfig) -> int:
     """How many parameters a ViT of that config has, counted without building it."""
     dim, hidden, patches = config.dim, int(config.dim * config.mlp_ratio), config.grid ** 2
     norm, table = 2 * dim, ((2 * config.grid - 1) ** 2 + 3) * config.heads
@@ -625,7 +628,8 @@ def answer_mistakes(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        last = str(error).rstrip().rpartition("\n")[2]  # one from a worker process comes with its traceback before it
+        print(f"error: {last.removeprefix('model.UserError: ')}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -645,7 +649,7 @@ def main() -> None:
               f"native components")
         for name, entry in TEACHERS.items():
             config, family = entry.config, FAMILIES[entry.family]
-            print(f"{name:15} {entry.title or family.title:21} {parameters(config) / 1e6:6.1f}M "
+            print(f"{name:15} {entry.title or family.title:21} {count_parameters(config) / 1e6:6.1f}M "
                   f"{config.grid:2} x {config.grid:<2}+{config.prefix} {entry.url and family.finding or '-':8} "
                   f"{entry.url and family.licence or '-':13} {'yes' if os.path.isfile(cache_path(name)) else '-':6} "
                   f"{', '.join(native_components(config)) or '-'}")

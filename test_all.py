@@ -41,7 +41,7 @@ import eval as evaluation
 import teachers
 import train
 from model import Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components
-from teachers import TEACHERS, cache_path, load_teacher, parameters, replacing, student_config
+from teachers import TEACHERS, cache_path, count_parameters, load_teacher, replacing, student_config
 from transfer import (LOSSES, PARTS, AttentionTransfer, PlainRouting, RowwiseRouting, align, compared_with,
                       flash_cross_entropy, init_from, kl, measures, parse_numbers, part_of, plain_divergence)
 
@@ -1283,7 +1283,7 @@ def test_the_parameters_of_every_teacher_are_counted_right_without_building_it(m
     monkeypatch.undo()  # the true sizes
     for name, entry in TEACHERS.items():
         for config in entry.config, replace(entry.config, num_classes=10, pool="avg"):
-            assert parameters(config) == sum(parameter.numel() for parameter in shell(config).parameters()), name
+            assert count_parameters(config) == sum(parameter.numel() for parameter in shell(config).parameters()), name
 
 
 COST = """
@@ -1307,7 +1307,7 @@ def test_a_cached_vit_s_loads_within_a_second_and_in_less_than_two_and_a_half_ti
                            cwd=Path(teachers.__file__).parent)
     seconds, memory, total = map(float, ended.stdout.split())
     assert total == pytest.approx(float(sum(value.sum() for value in tensors.values())), rel=1e-4)
-    assert seconds < 1 and 0.9 < memory / (4 * parameters(TEACHERS["dino_s"].config)) < 2.5
+    assert seconds < 1 and 0.9 < memory / (4 * count_parameters(TEACHERS["dino_s"].config)) < 2.5
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1823,6 +1823,32 @@ def test_kill_9_and_ctrl_c_lose_nothing(nano):
         assert same(student_of("whole/deit_nano-matching-baseline-seed0"), student_of(folder))
 
 
+def test_a_signal_that_reaches_the_loaders_workers_too_loses_nothing(nano):
+    write_class_folders(Path("pictures"), "ab", 300)
+    process = subprocess.Popen(
+        [sys.executable, HERE / "train.py", "--mode", "baseline", "--data", "pictures", "--workers", "1",
+         "--batch-size", "2", "--epochs", "500"], text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    folder, waited = Path("runs/deit_nano-pictures-baseline-seed0"), 0
+    while not (folder / "log.jsonl").exists() and waited < 60:
+        time.sleep(0.02)
+        waited += 0.02
+    time.sleep(1)  # into the next epoch, when its worker is at work
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == 143 and "Traceback" not in said and (folder / "checkpoint.pt").exists()
+
+
+def test_an_image_that_cannot_be_read_in_the_middle_of_a_training_is_named_in_one_line(nano):
+    for part in "train", "val":
+        write_class_folders(Path("data/imagenet") / part, "ab")
+    Path("data/imagenet/train/a/broken.jpg").touch()
+    ended = command("--mode", "baseline", "--data", "imagenet", "--workers", 1, "--epochs", 1, "--batch-size", 4)
+    last = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert last.startswith("error: cannot read") and "broken.jpg (class 'a')" in last
+
+
 @pytest.mark.parametrize("method", ["copy", "distill"])
 def test_two_processes_train_the_student_that_one_trains(method, nano):
     words = ["--mode", "transfer", "--method", method, "--epochs", 2, "--train-images", 45, "--batch-size", 16,
@@ -1866,7 +1892,7 @@ def test_every_method_what_loss_and_start_trains(nano, monkeypatch, capsys, smal
 
 def test_an_untrained_teacher_is_said_in_the_name_and_in_the_table(nano, monkeypatch, capsys, small_matching):
     out = inside(monkeypatch, capsys, "--weights", "random", "--mode", "transfer", "--method", "copy", *QUICK)
-    assert "deit_nano(random)-matching-copy-seed0" in out and "\ndeit_nano(random) " in out
+    assert "deit_nano(random)-matching-copy-seed0" in out and "\ndeit_nano (random) " in out
     settings = evaluation.read_run("runs/deit_nano(random)-matching-copy-seed0")["settings"]
     one, other = evaluation.run_teacher(settings).state_dict(), evaluation.run_teacher(settings).state_dict()
     assert same(one, other)  # the student is evaluated with the teacher it was trained with
@@ -1956,7 +1982,10 @@ def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
     (["--init", "mpl"], "did you mean mlp"), (["--data", "empty"], "has no class folders"),
     (["--train-images", "-3"], "'-3' is not a whole number"), (["--data", "a/same", "b/same"], "share the folder"),
     (["--epoch", "3"], "unrecognized arguments"),
-    (["--method", "copy", "--what", "v"], "distilled, not copied"), (["--what", "q", "--loss", "kl"], "leave loss"),
+    (["--method", "copy", "--what", "v"], "distilled, not copied"), (["--what", "q", "--loss", "kl"], "leave out loss"),
+    (["--device", "meta"], "device 'meta' is not there"), (["--seed", str(2 ** 64)], "from 0 to 4294967295"),
+    (["--blocks", "99999999999"], "there are 4"), (["--train-images", "1000000000"], "1 to 100,000"),
+    (["--teacher", "deit_nano", "dino_nano", "--weights", "junk.pth"], "give one --teacher"),
     (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
 ])
 def test_a_mistake_is_one_line_that_says_what_to_do(words, says, nano, monkeypatch, capsys):
@@ -2080,7 +2109,7 @@ def test_the_folders_of_imagenet_v2_count_by_number_and_not_by_name(tmp_path):
     write_class_folders(tmp_path / "imagenet_v2", [str(number) for number in range(11)], each=1)
     settings = {"data_root": str(tmp_path), "data": "imagenet", "img_size": 32, "teacher": "deit_nano"}
     known = [f"n{number:08d}" for number in range(12)]
-    dataset, classes = evaluation.test_set({"settings": settings, "classes": known}, "imagenet_v2")
+    dataset, classes = evaluation.evaluation_set({"settings": settings, "classes": known}, "imagenet_v2")
     folders = [path.parent.name for _, path in dataset.source.samples]
     assert [str(classes[label]) for _, label in dataset] == folders and len(folders) == 11
 
@@ -2249,6 +2278,12 @@ def test_a_picture_is_drawn(trained, tmp_path, words, monkeypatch):
     call(evaluation, [named.get(word) or (run(trained, word) if " " in word else word) for word in words], monkeypatch)
     pixels = torch.tensor(list(data.read_image(named["FILE"]).convert("L").tobytes()))
     assert len(pixels) > 300_000 and (pixels < 128).float().mean() > 0.002, "more than an empty page"
+
+
+def test_tables_of_two_folders_of_the_same_name_have_two_titles():
+    both = [(data, None, 32, 50, *[0] * 14) for data in ("one/pictures", "two/pictures")]
+    assert len({evaluation.title_of(conditions, both) for conditions in both}) == 2
+    assert evaluation.title_of(both[0], both[:1]).startswith("pictures, 32 px")
 
 
 def test_speed_counts_every_variant_against_the_baseline(monkeypatch, capsys):

@@ -31,17 +31,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DATASETS, Data, find_folder, loader
-from eval import VARIANTS, evaluate, pick_device, predictor, read_result, run_data, run_teacher
+from eval import (column_of, evaluate, pick_device, predictor, read_result, run_data, run_teacher, teacher_title,
+                  transfer_of, variant)
 from model import UserError, ViT
-from teachers import TEACHERS, Arguments, answer_mistakes, cosine, find, number_from, one_of, replacing, student_config
-from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from
+from teachers import (TEACHERS, Arguments, answer_mistakes, cosine_schedule, find, number_from, one_of, replacing,
+                      student_config)
+from transfer import LOSSES, METHODS, WHAT, init_from
 
 # ---------------------------------------------------------------------------------------------------------------
 # Settings
 
 MODES = ("baseline", "transfer", "finetune")
 
-# The papers' recipes (arXiv 2411.09702), and a quick one for the desk. `lr` is for a batch of 256, and scaled to others.
+# A quick recipe for the desk, and those of Li et al. (arXiv 2411.09702) for the two methods. `lr` is for a batch of 256
+# and scaled to others.
 RECIPES = {
     "desk": dict(epochs=50, batch_size=128, lr=None, beta2=0.98, weight_decay=0.05, warmup=0.1, clip=1.0,
                  layer_decay=1.0, drop_path=0.0, mixup=0.0, cutmix=0.0, erasing=0.0, smoothing=0.0, ema=0.0),
@@ -50,7 +53,7 @@ RECIPES = {
     "distill": dict(epochs=200, batch_size=2048, lr=1e-4, beta2=0.95, weight_decay=0.3, warmup=0.1, clip=0.0,
                     layer_decay=1.0, drop_path=0.2, mixup=0.8, cutmix=1.0, erasing=0.25, smoothing=0.1, ema=0.9999),
 }
-DESK_LR = {True: 6e-3, False: 5e-4}  # of nano students, and of others
+DESK_LR = {"nano": 6e-3, "other": 5e-4}
 
 # What may differ between the command that began a run and the one that goes on with it.
 INCIDENTAL = ("device", "amp", "compile", "workers", "data_root")
@@ -69,7 +72,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="standard, native, or a comma list of the teacher's components (standard)")
     add("--data", nargs="+", metavar="DATA", help=f"{', '.join(DATASETS)}, or a folder of class folders "
         "(matching for nano teachers, imagenette for others)")
-    add("--seed", nargs="+", default=[0], type=number_from(int, 0), metavar="N")
+    add("--seed", nargs="+", default=[0], type=number_from(int, 0, 2 ** 32 - 1), metavar="N")
     add = parser.add_argument_group("attention transfer").add_argument
     add("--blocks", metavar="BLOCKS", help="how many of the first blocks, a range 3-8, or a list 0,4,8 (all)")
     add("--heads", metavar="HEADS", help="which heads, likewise (all)")
@@ -95,7 +98,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--weight-decay", type=number_from(float, 0))
     add("--warmup", type=number_from(float, 0, 1), help="share of the steps in which the learning rate rises")
     add("--clip", type=number_from(float, 0), help="largest norm of the gradient (0, off)")
-    add("--layer-decay", type=number_from(float, 1e-3, 1), help="factor on the learning rate of each block before another")
+    add("--layer-decay", type=number_from(float, 1e-3, 1), metavar="FACTOR",
+        help="on the learning rate from a block to the one before")
     add("--drop-path", type=number_from(float, 0, 0.99))
     add("--mixup", type=number_from(float, 0), metavar="ALPHA")
     add("--cutmix", type=number_from(float, 0), metavar="ALPHA")
@@ -116,6 +120,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def grid(args: argparse.Namespace) -> list[dict]:
     """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
+    if args.weights not in (None, "random") and len(set(args.teacher)) > 1:
+        raise UserError(f"--weights is the file of one teacher, not of {len(set(args.teacher))}; give one --teacher")
     plan = []
     for teacher, seed in itertools.product(args.teacher, args.seed):
         entry = find(teacher)
@@ -136,7 +142,7 @@ def settle(args: argparse.Namespace, **chosen) -> dict:
     settings = flags | recipe | chosen
     entry = find(chosen["teacher"])
     if settings["lr"] is None:
-        settings["lr"] = DESK_LR[not entry.url]
+        settings["lr"] = DESK_LR["other" if entry.url else "nano"]
     settings["img_size"] = args.img_size or entry.img_size
     if settings["workers"] is None:
         settings["workers"] = 0 if chosen["data"] == "matching" else min(8, os.cpu_count())
@@ -160,8 +166,7 @@ def check(settings: dict) -> None:
         if settings["init"]:
             init_from(student, ViT(replace(find(settings["teacher"]).config, img_size=size)), settings["init"])
         if settings["mode"] == "transfer":
-            AttentionTransfer(student, None, settings["method"], settings["blocks"], settings["what"],
-                              settings["loss"], settings["heads"], temperature=settings["temperature"])
+            transfer_of(settings, student, None)
 
 
 def run_name(settings: dict) -> str:
@@ -172,10 +177,7 @@ def run_name(settings: dict) -> str:
     parts.append(settings["method"] or settings["mode"])
     if settings["student"] != "standard":
         parts.append(settings["student"].replace(",", "+"))
-    for name, usual in VARIANTS.items():
-        used = settings["mode"] == "transfer" or (settings["mode"], name) == ("baseline", "init")
-        if used and settings[name] not in (usual, None) and (settings["method"], name) != ("copy", "weight"):
-            parts.append(f"{name}={settings[name]}".replace(",", "+"))
+    parts += [setting.replace(",", "+") for setting in variant(settings)]
     return "-".join(parts + [f"seed{settings['seed']}"])
 
 
@@ -275,7 +277,10 @@ def mixing(settings: dict, classes: int) -> Callable | None:
 
 
 class Run:
-    """A run and its folder: config.json, log.jsonl, checkpoint.pt while it lasts, student.safetensors, result.json."""
+    """A run and its folder: config.json, log.jsonl, checkpoint.pt while it lasts, student.safetensors, result.json.
+
+    With a moving average of the weights, student_ema.safetensors too.
+    """
 
     def __init__(self, settings: dict, out: str, processes: Processes) -> None:
         self.settings, self.processes = settings, processes
@@ -350,9 +355,7 @@ class Trainer:
         self.module: nn.Module = self.student
         if settings["mode"] == "transfer":
             self.teacher = teacher.to(device)
-            self.module = AttentionTransfer(self.student, teacher, settings["method"], settings["blocks"],
-                                            settings["what"], settings["loss"], settings["heads"],
-                                            temperature=settings["temperature"])
+            self.module = transfer_of(settings, self.student, teacher)
         self.ema = None
         if settings["ema"]:
             average = torch.optim.swa_utils.get_ema_multi_avg_fn(settings["ema"])
@@ -375,9 +378,9 @@ class Trainer:
         self.autocast = autocast_type(settings["amp"], device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast is torch.float16)
         self.mix = mixing(settings, len(data.classes))
-        if settings["batch_size"] < run.processes.world:
-            raise UserError(f"a batch of {settings['batch_size']} cannot be shared by {run.processes.world} processes; "
-                            f"raise --batch-size")
+        if (batch := min(settings["batch_size"], len(data.train))) < run.processes.world:
+            raise UserError(f"a batch of {batch} images cannot be shared by {run.processes.world} processes; raise "
+                            f"--batch-size or --train-images")
         self.step = 0
         self.meters = torch.zeros(4, device=device)  # sums over the epoch: loss, transfer loss, right, images
         self.unchecked: list[Tensor] = []  # losses of the last steps, not yet known to be finite
@@ -391,7 +394,7 @@ class Trainer:
         settings, world = self.settings, self.run.processes.world
         # torch keeps 32 bits of a seed on the CPU: fold the three numbers into them.
         torch.manual_seed((settings["seed"] * 7_368_787 + self.step * 104_729 + self.run.processes.rank) % 2 ** 32)
-        share = self.lr_share()
+        share = cosine_schedule(self.step, self.steps, settings["warmup"] * self.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates):
             group["lr"] = rate * share
         images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
@@ -429,9 +432,6 @@ class Trainer:
         self.unchecked.append(sums[0] / sums[3])
         self.step += 1
 
-    def lr_share(self) -> float:
-        return cosine(self.step, self.steps, self.settings["warmup"] * self.steps)
-
     def check_finite(self) -> None:
         """Raises a `UserError` if one of the last losses is not finite, in whichever process."""
         if not self.unchecked:
@@ -454,9 +454,9 @@ class Trainer:
         self.saved, meters = time.perf_counter(), self.run.processes.sum(self.meters.clone())
         if not self.run.processes.main:
             return
-        state = dict(step=self.step, meters=meters, seconds=self.seconds + unfinished, student=self.student.state_dict(),
-                     optimiser=self.optimiser.state_dict(), scaler=self.scaler.state_dict(),
-                     ema=self.ema.state_dict() if self.ema else None)
+        state = dict(step=self.step, meters=meters, seconds=self.seconds + unfinished,
+                     student=self.student.state_dict(), optimiser=self.optimiser.state_dict(),
+                     scaler=self.scaler.state_dict(), ema=self.ema.state_dict() if self.ema else None)
         with replacing(self.run.checkpoint) as part:
             torch.save(state, part)
 
@@ -542,14 +542,17 @@ class Trainer:
             if self.step % 10 == 0:
                 self.check_finite()
                 bar.set_postfix(state())
-            # To ask the other processes is to wait for the GPU; the epoch's last step is for the end of this method.
-            if self.step % self.epoch_steps and (processes.world == 1 or self.step % 10 == 0):
+            # `pause` asks the other processes, and so waits for the GPU: with several, every tenth step will do, unless
+            # steps are long. After an epoch's last step it is called below, when the epoch has its line in the log.
+            often = processes.world == 1 or settings["accumulate"] > 1 or self.device.type == "cpu"
+            if self.step % self.epoch_steps and (often or self.step % 10 == 0):
                 self.pause(signals, 600, time.perf_counter() - begun)
         self.check_finite()
         self.seconds += time.perf_counter() - begun
         line = {"epoch": epoch + 1, "step": self.step, **state(), "seconds": self.seconds,
                 "peak_memory_mb": peak_memory(self.device)}
-        # Between two evaluations as many images are trained on as one has, so that it takes a third of the time.
+        # Evaluate once as many images have been trained on as an evaluation has: a forward pass is about a third of a
+        # step, so that evaluation adds a third to the time at most.
         train, val = len(self.data.train), len(self.data.val)
         if (epoch + 1) * train // val > epoch * train // val or self.step == self.steps:
             self.found = self.validate(self.student)
@@ -560,7 +563,7 @@ class Trainer:
         self.pause(signals, 2)
 
     def pause(self, signals: list[int], interval: float, unfinished: float = 0.0) -> None:
-        """Saves if the last checkpoint is `interval` seconds old or a signal asks for the end; then raises `Stopped`."""
+        """Saves if the last checkpoint is `interval` seconds old or a signal asks for the end, and then `Stopped`."""
         processes = self.run.processes
         stop, due = processes.any(bool(signals), processes.main and time.perf_counter() - self.saved > interval)
         if stop or due:
@@ -617,8 +620,7 @@ def table(results: list[tuple[dict, dict]], device: torch.device) -> str:
         """What a run and its baseline share; the baseline's student is a standard one (arXiv 2605.07191)."""
         return tuple(settings[name] for name in ("teacher", "data", "seed"))
 
-    baselines = {fellows(settings): result["top1"] for settings, result in results
-                 if settings["mode"] == "baseline" and settings["student"] == "standard"}
+    baselines = {fellows(settings): result["top1"] for settings, result in results if column_of(settings) == "baseline"}
     accuracies: dict[tuple, float] = {}
     rows = [("teacher", "data", "student", "seed", "teacher", "baseline", "method", "top-1", "gain")]
     for settings, result in [pair for pair in results if pair[0]["mode"] != "baseline"] or results:
@@ -627,7 +629,7 @@ def table(results: list[tuple[dict, dict]], device: torch.device) -> str:
         if settings["data"] == "matching" and not find(name).url and needs_teacher(settings) and key not in accuracies:
             accuracies[key] = evaluate(run_teacher(settings).to(device), run_data(settings).val, 500, device)["top1"]
         gain = None if baseline is None or settings["mode"] == "baseline" else result["top1"] - baseline
-        rows.append((name + "(random)" * (settings["weights"] == "random"), Path(settings["data"]).name,
+        rows.append((teacher_title(settings), Path(settings["data"]).name,
                      settings["student"], str(settings["seed"]),
                      *("-" if value is None else f"{value:.1f}" for value in (accuracies.get(key), baseline)),
                      settings["method"] or settings["mode"], f"{result['top1']:.1f}",
@@ -665,8 +667,8 @@ def main() -> None:
             try:
                 train_run(run, command)
             except torch.OutOfMemoryError as error:
-                raise UserError("a step does not fit into the memory of the GPU; raise --accumulate, which cuts batches "
-                                "into pieces, or lower --batch-size") from error
+                raise UserError("a step does not fit into the memory of the GPU; raise --accumulate, which cuts "
+                                "batches into pieces, or lower --batch-size") from error
             except Stopped as stopped:
                 if processes.main:
                     print(f"{run.name}: {stopped}; go on with: {command}", file=sys.stderr)

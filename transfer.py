@@ -4,20 +4,21 @@
 student has its own routing, and a loss pulls its maps to the teacher's (Li et al., arXiv 2411.09702). The variants of
 that paper, and those that Qin et al. (arXiv 2605.07191) use to ask why transfer fails, are here too.
 
-No map is built where fused attention can do without: copying is `attend(teacher's routing, student's v)`, and
-`flash_cross_entropy` has the loss between two maps from q and k alone. `plain_divergence` is the same loss written out.
+No whole map is built where fused attention can do without: copying is `attend(teacher's routing, student's v)`, and
+the cross-entropy of two maps follows from q and k alone (`flash_cross_entropy`; on CPUs `ReadAndCompare`, while the
+student reads). `plain_divergence` is that loss written out, and serves all others.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import (Attended, Reroute, Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components,
-                   unknown)
+from model import (Attended, Reroute, Routing, UserError, ViT, ViTConfig, attend, attention_logits, attention_map,
+                   native_components, unknown)
 
 METHODS = ("copy", "distill")
 WHAT = ("map", "q", "k", "v", "output")
@@ -31,14 +32,17 @@ PARTS = ("attention", "mlp", "norms", "embeddings")
 
 
 def cross_entropy(p: Tensor, log_s: Tensor) -> Tensor:
+    """In nats; at least the entropy of p, which it reaches where the two are equal."""
     return -(p * log_s).sum(-1)
 
 
 def kl(p: Tensor, log_s: Tensor) -> Tensor:
+    """Kullback-Leibler divergence in nats: the cross-entropy less the entropy of p, so it has the same gradient."""
     return (torch.xlogy(p, p) - p * log_s).sum(-1)
 
 
 def mse(p: Tensor, log_s: Tensor) -> Tensor:
+    """Squared error, summed over the row."""
     return (p - log_s.exp()).square().sum(-1)
 
 
@@ -49,6 +53,7 @@ def js(p: Tensor, log_s: Tensor) -> Tensor:
 
 
 def cosine(p: Tensor, log_s: Tensor) -> Tensor:
+    """1 - the cosine of the angle between the two, from 0 to 1."""
     return 1 - F.cosine_similarity(p, log_s.exp(), dim=-1)
 
 
@@ -57,10 +62,7 @@ LOSSES = {loss.__name__: loss for loss in (cross_entropy, kl, mse, js, cosine)}
 
 def plain_divergence(teacher: Routing, student: Routing, loss: Callable = cross_entropy) -> Tensor:
     """The loss written out, with both maps in memory: the text to read, and the truth for the tests of fast paths."""
-    q, k, bias = student
-    logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    log_s = (logits if bias is None else logits + bias).log_softmax(-1)
-    return loss(attention_map(teacher), log_s).mean()
+    return loss(attention_map(teacher), attention_logits(student).log_softmax(-1)).mean()
 
 
 def flash_cross_entropy(teacher: Routing, student: Routing) -> Tensor:
@@ -97,19 +99,8 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
 # ---------------------------------------------------------------------------------------------------------------
 # The same for CPUs, where a piece of a map fits the cache
 #
-# Fused attention computes the gradients of q, k and v together, whether wanted or not. The teacher's map wants fewer
-# products: some rows of the maps of some images at a time, built again when they are needed.
-
-
-def cut(shape: torch.Size) -> tuple[list[slice], list[slice]]:
-    """Slices of images, and of queries, for q of shape (B, H, N, d): a piece of map is about a megabyte in float32.
-
-    A piece never holds all queries of an image, so that no whole map is ever built.
-    """
-    B, H, N, _ = shape
-    rows = min(64, (N + 1) // 2)
-    images = max(1, 2 ** 18 // (H * rows * N))
-    return [slice(at, at + images) for at in range(0, B, images)], [slice(at, at + rows) for at in range(0, N, rows)]
+# The backward pass of fused attention computes the gradients of q, k and v, wanted or not. A frozen map needs fewer
+# products, so here it is built again in pieces, some query rows of some images, each small enough for the cache.
 
 
 def by_head(x: Tensor, images: slice) -> Tensor:
@@ -117,41 +108,48 @@ def by_head(x: Tensor, images: slice) -> Tensor:
     return x[images].flatten(0, 1)
 
 
-def piece_of_map(q: Tensor, k: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
-    """Probabilities (heads of all images, rows, N) from q, divided by sqrt(d), and k, as `by_head` gives them."""
-    logits = torch.bmm(q[:, rows], k.transpose(1, 2))
-    if bias is not None:
-        logits.view(-1, *bias[:, rows].shape).add_(bias[:, rows])
-    return logits.softmax(-1)
+def pieces_of_map(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The map piece by piece: some images, some query rows, and their probabilities (heads of all images, rows, N).
+
+    A piece is about a megabyte in float32, and never has all rows of an image, so that no whole map is ever built.
+    """
+    B, H, N, d = q.shape
+    row_count = min(64, (N + 1) // 2)
+    image_count = max(1, 2 ** 18 // (H * row_count * N))
+    for first_image in range(0, B, image_count):
+        images = slice(first_image, first_image + image_count)
+        q_piece, k_piece = by_head(q, images) / math.sqrt(d), by_head(k, images)
+        for first_row in range(0, N, row_count):
+            rows = slice(first_row, first_row + row_count)
+            logits = torch.bmm(q_piece[:, rows], k_piece.transpose(1, 2))
+            if bias is not None:
+                logits.view(-1, *bias[:, rows].shape).add_(bias[:, rows])
+            yield images, rows, logits.softmax(-1)
 
 
 class ReadAndCompare(torch.autograd.Function):
     """The student reads v by its own routing, and compares that with the teacher's: (what was read, cross-entropy).
 
-    Let dO be the gradient of what was read, dP = dO v^T, delta = dO.O by row, and g the gradient of the loss of a row.
-    The gradient of the student's logits is P_s (dP - delta) from reading and g (P_s - P_t) from the loss, together
-    P_s (dP - (delta - g)) - g P_t. The first is what fused attention gives when its O is one for which delta is smaller
-    by g: so of the loss, only the products with P_t are left to do. They are made in the forward pass, as the value is
-    logsumexp(s) - q.(P_t K) / sqrt(d), just as in `flash_cross_entropy`.
+    The backward pass of fused attention (FlashAttention-2, arXiv 2307.08691) has, from the gradient dO of what was read
+    and O itself, dP = dO v^T, delta = dO.O for each row, and P_s * (dP - delta) as gradient of the student's logits.
+    With g, the gradient of one row's loss, the loss adds g (P_s - P_t). Together that is
+
+        P_s * (dP - (delta - g)) - g P_t,
+
+    and the first term is fused attention again, if given an O for which delta is smaller by g. So of the loss, only the
+    products with P_t are left to do: P_t K, which its value needs as in `flash_cross_entropy`, and P_t^T Q.
     """
 
     @staticmethod
     def forward(ctx, teacher_q, teacher_k, teacher_bias, q, k, v):
-        shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])
         out, logsumexp = attend_with_logsumexp(q, k, v)
-        read_k, read_q = torch.empty_like(q), torch.empty_like(k)  # P_t K and P_t^T Q
-        groups, steps = cut(shape)
-        for images in groups:
-            their_q, their_k = by_head(teacher_q, images) * scale, by_head(teacher_k, images)
-            our_q, our_k = by_head(q, images), by_head(k, images)
-            q_piece = torch.zeros_like(our_q)
-            for rows in steps:
-                p = piece_of_map(their_q, their_k, teacher_bias, rows)
-                read_k[images, :, rows] = torch.bmm(p, our_k).unflatten(0, (-1, shape[1]))
-                q_piece.baddbmm_(p.transpose(1, 2), our_q[:, rows])
-            read_q[images] = q_piece.unflatten(0, (-1, shape[1]))
+        our_q, our_k = q.contiguous(), k.contiguous()
+        read_k, read_q = q.new_zeros(q.shape), q.new_zeros(q.shape)  # P_t K and P_t^T Q
+        for images, rows, p in pieces_of_map(teacher_q, teacher_k, teacher_bias):
+            by_head(read_k, images)[:, rows] = torch.bmm(p, by_head(our_k, images))
+            by_head(read_q, images).baddbmm_(p.transpose(1, 2), by_head(our_q, images)[:, rows])
         ctx.save_for_backward(q, k, v, out, logsumexp, read_k, read_q)
-        return out, logsumexp.mean() - (q * read_k).sum(-1).mean() * scale
+        return out, logsumexp.mean() - (our_q * read_k).sum(-1).mean() / math.sqrt(q.shape[-1])
 
     @staticmethod
     def backward(ctx, grad, loss_grad):
@@ -164,11 +162,11 @@ class ReadAndCompare(torch.autograd.Function):
         q_grad, k_grad, v_grad = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, logsumexp, 0.0, False)
         scale = g / math.sqrt(d)
-        return None, None, None, q_grad.sub_(read_k * scale), k_grad.sub_(read_q * scale), v_grad
+        return None, None, None, q_grad.addcmul_(read_k, -scale), k_grad.addcmul_(read_q, -scale), v_grad
 
 
 class ComparedRouting(Routing):
-    """The student's own routing, which compares itself with the `teacher`'s as it reads; then it has the `loss`."""
+    """The student's own routing. To read with it leaves its cross-entropy to the `teacher`'s in `loss`."""
 
     teacher: Routing
     loss: Tensor
@@ -179,6 +177,7 @@ class ComparedRouting(Routing):
 
 
 def compared_with(theirs: Routing, own: Routing) -> Routing:
+    """A `ComparedRouting`, or just the own one where that cannot be."""
     if own.bias is not None or own.q.dtype.itemsize < 4:
         return own  # fused attention gives a bias no gradient, and the loss wants float32
     compared = ComparedRouting(*own)
@@ -197,15 +196,9 @@ class RowwiseRead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         q, k, bias = ctx.saved_tensors
-        v_grad, scale = torch.empty_like(grad), 1 / math.sqrt(q.shape[-1])
-        groups, steps = cut(q.shape)
-        for images in groups:
-            q_piece, k_piece, grad_piece = by_head(q, images) * scale, by_head(k, images), by_head(grad, images)
-            v_piece = torch.zeros_like(grad_piece)
-            for rows in steps:
-                p = piece_of_map(q_piece, k_piece, bias, rows)
-                v_piece.baddbmm_(p.transpose(1, 2), grad_piece[:, rows])
-            v_grad[images] = v_piece.unflatten(0, (-1, grad.shape[1]))
+        grad, v_grad = grad.contiguous(), grad.new_zeros(grad.shape)
+        for images, rows, p in pieces_of_map(q, k, bias):
+            by_head(v_grad, images).baddbmm_(p.transpose(1, 2), by_head(grad, images)[:, rows])
         return None, None, None, v_grad
 
 
@@ -233,21 +226,20 @@ def parse_numbers(numbers: int | str | list[int] | None, available: int, what: s
         if numbers is None:
             chosen = range(available)
         elif isinstance(numbers, (list, tuple, range)):
-            chosen = numbers
+            chosen = sorted(set(numbers))
         elif "-" in str(numbers).strip("-"):
             first, last = map(int, str(numbers).split("-"))
             chosen = range(first, last + 1)
         elif "," in str(numbers):
-            chosen = [int(number) for number in str(numbers).split(",") if number]
+            chosen = sorted({int(number) for number in str(numbers).split(",") if number})
         else:
             chosen = range(int(numbers))
     except ValueError:
         raise UserError(f"{what} '{numbers}' is no count (9), range (3-8) or list (0,4,8)") from None
-    chosen = sorted(set(chosen))
     if not chosen or chosen[0] < 0 or chosen[-1] >= available:
         raise UserError(f"{what} {numbers} is out of range: there are {available}; choose a count of 1 to {available}, "
                         f"or numbers from 0 to {available - 1}, as 1-2 or 0,3")
-    return chosen
+    return list(chosen)
 
 
 def check_match(teacher: ViTConfig, student: ViTConfig) -> None:
@@ -272,7 +264,8 @@ def drop_registers(x: Tensor, dim: int, teacher: ViTConfig, student: ViTConfig) 
 
 
 def align(routing: Routing, teacher: ViTConfig, student: ViTConfig) -> Routing:
-    """The teacher's routing among the student's tokens: without the others, whose share goes to the rest of the row."""
+    """The teacher's routing among the student's tokens. Registers that only the teacher has are out before the softmax,
+    so that every row of the map still sums to 1."""
     q, k = (drop_registers(x, 2, teacher, student) for x in (routing.q, routing.k))
     bias = routing.bias
     if bias is not None:
@@ -294,7 +287,8 @@ class AttentionTransfer(nn.Module):
         what: "map"; "q" or "k" (copy: only that one is the teacher's, distil: mean squared error); "v" or "output"
             (what attention adds to the stream; distil only, mean squared error).
         loss, temperature: for maps, one of `LOSSES`, of softmax(logits / temperature). It is summed over blocks.
-        flash: False builds the maps, as the definitions say; the result is the same.
+        flash: False builds the maps, as the definitions say; the result is the same. Other losses than cross-entropy,
+            and students whose routing has a bias, always build them.
     """
 
     def __init__(self, student: ViT, teacher: ViT | None, method: str = "distill", blocks=None, what: str = "map",
@@ -308,7 +302,7 @@ class AttentionTransfer(nn.Module):
         if what == "output" and heads is not None:
             raise UserError("the output mixes all heads; leave heads out, or distil map, q, k or v")
         if what != "map" and (loss != "cross_entropy" or temperature != 1):
-            raise UserError(f"{what} is transferred as it is, with no loss between maps; leave loss and temperature out")
+            raise UserError(f"{what} is transferred as it is; leave out loss and temperature, which are for maps")
         if temperature <= 0:
             raise UserError(f"temperature {temperature} is not above 0")
         self.student, self.method, self.what, self.flash = student, method, what, flash
@@ -350,7 +344,7 @@ class AttentionTransfer(nn.Module):
         return logits, torch.stack(losses).sum()
 
     def in_pieces(self, images: Tensor) -> bool:
-        """Whether to use what is made for CPUs; it has no mixed precision."""
+        """Whether what is made for CPUs applies; it has no mixed precision."""
         return self.flash and images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
     # Copy
@@ -383,7 +377,10 @@ class AttentionTransfer(nn.Module):
 
     @torch.no_grad()
     def targets(self, images: Tensor, paths: Tensor | None) -> dict[int, Routing | Tensor]:
-        """What is the teacher's, by block, among the student's tokens; the teacher runs no further than that."""
+        """What the student is to have from the teacher, by block, among the student's tokens: routings, v or output.
+
+        The teacher runs no further than that.
+        """
         teacher, needed = self.teacher, self.blocks[-1] + 1
         theirs, ours = teacher.config, self.student.config
         if self.what in ("map", "q", "k"):
@@ -403,7 +400,7 @@ class AttentionTransfer(nn.Module):
         return targets
 
     def comparisons(self, images: Tensor, targets: dict[int, Routing | Tensor]) -> dict[int, Reroute]:
-        """For blocks whose loss can be had from the student's reading: its own routing, made to compare itself."""
+        """Makes the student's routings compare themselves, in the one case that `ReadAndCompare` is for."""
         simple = self.what == "map" and self.loss is cross_entropy and self.heads is None and self.temperature == 1
         if not (simple and self.in_pieces(images)):
             return {}
@@ -475,10 +472,10 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     for name in sorted(theirs.keys() | ours.keys()):
         left, right = (tuple(side[name].shape) if name in side else "none" for side in (theirs, ours))
         if left != right:
-            missing = [part for part in native_components(teacher.config)
-                       if getattr(teacher.config, part) != getattr(student.config, part)]
+            differ = [component for component in native_components(teacher.config)
+                      if getattr(teacher.config, component) != getattr(student.config, component)]
             raise UserError(f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} "
-                            f"in the student; give it {', '.join(missing) or 'the same size'} (--student native)")
+                            f"in the student; give it {', '.join(differ) or 'the same size'} (--student native)")
     for name, value in ours.items():
         value.copy_(theirs[name])
 
