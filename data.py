@@ -209,6 +209,11 @@ def check_images(samples: list[tuple[int, Path]], classes: list[str]) -> None:
             raise UserError(f"cannot open {path} (class '{classes[label]}') as an image; remove or replace it")
 
 
+def has_split(path: Path) -> bool:
+    """Whether a folder of images is split into train/ and val/."""
+    return (path / "train").is_dir() and (path / "val").is_dir()
+
+
 def from_folder(path: Path, check: bool) -> tuple[Part, Part, list[str]]:
     """Reads PATH/train/CLASS/* and PATH/val/CLASS/*, or PATH/CLASS/* with every tenth image held out.
 
@@ -216,7 +221,7 @@ def from_folder(path: Path, check: bool) -> tuple[Part, Part, list[str]]:
     With `check` each file is opened first: a file that is no image is a UserError before the
     training, not in the middle of it.
     """
-    parted = (path / "train").is_dir() and (path / "val").is_dir()
+    parted = has_split(path)
     files = class_files(path / "train" if parted else path)
     classes = list(files)
     train = [(label, file) for label, name in enumerate(classes) for file in files[name]]
@@ -376,17 +381,17 @@ def balanced(labels: list[int], count: int) -> list[int]:
     return [index for _, index in sorted(turns, key=lambda turn: turn[0])[:count]]
 
 
-def find_folder(name: str, root: str) -> Path:
-    """The folder that `name` is a path of, or ROOT/imagenet; a UserError if it is not there."""
+def find_folder(name: str, root: str, datasets: Sequence[str] = DATASETS) -> Path:
+    """The folder that `name` is a path of, or ROOT/imagenet; a UserError naming `datasets` if it is not there."""
     if name == "imagenet":
         path = Path(root) / "imagenet"
-        if not ((path / "train").is_dir() and (path / "val").is_dir()):
+        if not has_split(path):
             raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
         return path
     if not Path(name).is_dir():
         if os.sep in name:
-            raise UserError(f"no folder {name}; give the path of a folder of images or one of {', '.join(DATASETS)}")
-        raise UserError(f"{unknown('dataset', name, DATASETS)} (the path of a folder of images works too)")
+            raise UserError(f"no folder {name}; give the path of a folder of images or one of {', '.join(datasets)}")
+        raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
     return Path(name)
 
 

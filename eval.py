@@ -29,8 +29,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset, TensorDataset
 from tqdm import tqdm
 
-from data import DATASETS, SOURCES, Data, Folder, Images, class_files, load_data, loader, read_image, views
-from model import UserError, ViT, ViTConfig, attention_map, unknown
+from data import (DATASETS, SOURCES, Data, Folder, Images, class_files, find_folder, has_split, load_data, loader,
+                  read_image, views)
+from model import UserError, ViT, ViTConfig, attention_map
 from teachers import (FAMILIES, TEACHERS, Arguments, answer_mistakes, find, load_teacher, number_from, replacing,
                       student_config)
 from transfer import AttentionTransfer, align, measures
@@ -178,10 +179,8 @@ def class_folder(name: str, root: str) -> Path:
             if place.is_dir():
                 return place
         raise UserError(f"{name} is not there; put its class folders into {places[0]}, or say where with --data-root")
-    if not Path(name).is_dir():
-        raise UserError(f"{unknown('dataset', name, [*DATASETS, *FOLDERS])} (the path of a folder of images works too)")
-    parted = (Path(name) / "train").is_dir() and (Path(name) / "val").is_dir()
-    return Path(name) / "val" if parted else Path(name)
+    folder = find_folder(name, root, [*DATASETS, *FOLDERS])
+    return folder / "val" if has_split(folder) else folder
 
 
 def evaluation_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:

@@ -50,7 +50,8 @@ class Family:
 
     `unwanted` lists the published tensors that a teacher does not need, as glob patterns on their names; `prefix` is
     taken off the names of the others; `container` is the entry of the authors' pickle that holds the tensors.
-    `finding` is what transfer to a standard student was found to do (arXiv 2605.07191), where it is known.
+    `finding` is what transfer to a standard student was found to do (arXiv 2605.07191), where it is known. `img_size`
+    is the image size in pixels at which both papers used the teachers, where it is not their own.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Family:
     prefix: str = ""
     container: str = ""
     finding: str = ""
+    img_size: int | None = None
 
 
 RELATIVE = dict(qkv_bias="qv", pos_embed="none")  # BEiT's positions: relative ones only
@@ -90,8 +92,8 @@ FAMILIES = {
     "beit3": Family("BEiT-3", "Apache-2.0", native=dict(sub_ln="both", norm_eps=1e-5, pool="avg"),
                     unwanted=("head.*", "fc_norm.*")),
     "dinov2": Family("DINOv2", "Apache-2.0", native=dict(layerscale=1e-5), unwanted=("head.*", "mask_token"),
-                     finding="fails"),
-    "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails",
+                     finding="fails", img_size=224),
+    "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails", img_size=224,
                          native=dict(layerscale=1e-5, registers=4, pos_embed="patches")),
     "dinov3": Family("DINOv3", "DINOv3", unwanted=("head.*", "rope.*"),
                      native=dict(layerscale=1e-5, registers=4, rope="dinov3", qkv_bias="none", pos_embed="none",
@@ -118,9 +120,8 @@ class Teacher:
 
     @property
     def img_size(self) -> int:
-        """The image size that train.py and eval.py use the teacher at, in pixels: its own, but 224 for DINOv2, as in
-        both papers."""
-        return 224 if self.config.img_size == 518 else self.config.img_size
+        """The image size at which train.py and eval.py use the teacher, in pixels."""
+        return self.url and FAMILIES[self.family].img_size or self.config.img_size
 
 
 SIZES = {"ti": dict(dim=192, heads=3), "s": dict(dim=384, heads=6), "b": dict(dim=768, heads=12),

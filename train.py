@@ -171,10 +171,8 @@ def check(settings: dict) -> None:
 
 def run_name(settings: dict) -> str:
     """A name for the run's folder: what is run, and which variant of it."""
-    parts = [settings["teacher"], Path(settings["data"]).name]
-    if settings["weights"] == "random":
-        parts[0] += "(random)"
-    parts.append(settings["method"] or settings["mode"])
+    parts = [teacher_title(settings).replace(" ", ""), Path(settings["data"]).name,
+             settings["method"] or settings["mode"]]
     if settings["student"] != "standard":
         parts.append(settings["student"].replace(",", "+"))
     parts += [setting.replace(",", "+") for setting in variant(settings)]

@@ -413,12 +413,12 @@ class AttentionTransfer(nn.Module):
             return own.loss
         with torch.autocast(own.q.device.type, enabled=False):
             if self.what == "map":
-                return self.map_loss(at_least_float32(target), at_least_float32(own))
+                return self.map_loss(*(Routing(*map(at_least_float32, routing)) for routing in (target, own)))
             ours = {"q": own.q, "k": own.k, "v": attended.v, "output": attended.output}[self.what]
             theirs = getattr(target, self.what) if isinstance(target, Routing) else target
             if self.heads is not None:
                 theirs, ours = theirs[:, self.heads], ours[:, self.heads]
-            return F.mse_loss(*(x.float() if x.dtype.itemsize < 4 else x for x in (ours, theirs)))
+            return F.mse_loss(at_least_float32(ours), at_least_float32(theirs))
 
     def map_loss(self, theirs: Routing, own: Routing) -> Tensor:
         if self.heads is not None:
@@ -435,8 +435,8 @@ class AttentionTransfer(nn.Module):
         return flash_cross_entropy(theirs, own)
 
 
-def at_least_float32(routing: Routing) -> Routing:
-    return Routing(*(x if x is None or x.dtype.itemsize >= 4 else x.float() for x in routing))
+def at_least_float32(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.dtype.itemsize >= 4 else x.float()
 
 
 # ---------------------------------------------------------------------------------------------------------------
