@@ -474,7 +474,11 @@ def loader(
         batches = [[(index, seeds[index]) for index in batch[rank::world]] for batch in whole if len(batch) >= world]
     # A generator of its own: without it, each pass would advance torch's global one.
     return DataLoader(
-        dataset, batch_sampler=batches[start:], num_workers=workers, pin_memory=pin, generator=torch.Generator(),
+        dataset,
+        batch_sampler=batches[start:],
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),
         worker_init_fn=leave_group,
     )
 

@@ -29,11 +29,32 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset, TensorDataset
 from tqdm import tqdm
 
-from data import (DATASETS, SOURCES, Data, Folder, Images, class_files, find_folder, has_split, load_data, loader,
-                  read_image, views)
+from data import (
+    DATASETS,
+    SOURCES,
+    Data,
+    Folder,
+    Images,
+    class_files,
+    find_folder,
+    has_split,
+    load_data,
+    loader,
+    read_image,
+    views,
+)
 from model import UserError, ViT, ViTConfig, attention_map
-from teachers import (FAMILIES, TEACHERS, Arguments, answer_mistakes, find, load_teacher, number_from, replacing,
-                      student_config)
+from teachers import (
+    FAMILIES,
+    TEACHERS,
+    Arguments,
+    answer_mistakes,
+    find,
+    load_teacher,
+    number_from,
+    replacing,
+    student_config,
+)
 from transfer import AttentionTransfer, align, measures
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -64,8 +85,9 @@ def read_result(folder: str | Path) -> dict | None:
         result = json.loads(path.read_text())
         float(result["top1"])
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged; remove {folder} and train it again with: "
-                        f"{read_run(folder)['command']}") from error
+        raise UserError(
+            f"{path} is damaged; remove {folder} and train it again with: {read_run(folder)['command']}"
+        ) from error
     return result
 
 
@@ -91,9 +113,17 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
 def run_data(settings: dict) -> Data:
     """The data set of a run, at its size and with its teacher's normalisation."""
     mean, std = find(settings["teacher"]).normalisation
-    return load_data(settings["data"], settings["data_root"], settings["img_size"], mean, std,
-                     train_images=settings["train_images"], augment=settings["augment"],
-                     randaugment=settings["randaugment"], erasing=settings["erasing"])
+    return load_data(
+        settings["data"],
+        settings["data_root"],
+        settings["img_size"],
+        mean,
+        std,
+        train_images=settings["train_images"],
+        augment=settings["augment"],
+        randaugment=settings["randaugment"],
+        erasing=settings["erasing"],
+    )
 
 
 def teacher_title(settings: dict) -> str:
@@ -110,8 +140,16 @@ def run_teacher(settings: dict) -> ViT:
 
 def transfer_of(settings: dict, student: ViT, teacher: ViT | None) -> AttentionTransfer:
     """The attention transfer of a run."""
-    return AttentionTransfer(student, teacher, settings["method"], settings["blocks"], settings["what"],
-                             settings["loss"], settings["heads"], temperature=settings["temperature"])
+    return AttentionTransfer(
+        student,
+        teacher,
+        settings["method"],
+        settings["blocks"],
+        settings["what"],
+        settings["loss"],
+        settings["heads"],
+        temperature=settings["temperature"],
+    )
 
 
 def predictor(settings: dict, student: ViT, teacher: ViT | None = None) -> Callable[[Tensor], Tensor]:
@@ -135,9 +173,16 @@ def open_run(folder: str, args: argparse.Namespace) -> tuple[dict, ViT]:
 
 
 @torch.inference_mode()
-def evaluate(predict: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: int, device: torch.device,
-             workers: int = 0, autocast: torch.dtype | None = None, shard: tuple[int, int] = (0, 1),
-             progress: str = "") -> dict[str, float]:
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    autocast: torch.dtype | None = None,
+    shard: tuple[int, int] = (0, 1),
+    progress: str = "",
+) -> dict[str, float]:
     """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
 
     With `shard` (rank, world), the images are split among the processes, each counted once, and the sums exchanged.
@@ -156,8 +201,13 @@ def evaluate(predict: Callable[[Tensor], Tensor], dataset: Dataset, batch_size: 
         sums = sums.to(device)
         torch.distributed.all_reduce(sums)
     top1, top5, loss, n = sums.tolist()
-    return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n),
-            "images_per_s": n / (time.perf_counter() - start)}
+    return {
+        "top1": 100 * top1 / n,
+        "top5": 100 * top5 / n,
+        "loss": loss / n,
+        "n": int(n),
+        "images_per_s": n / (time.perf_counter() - start),
+    }
 
 
 # Sets of class folders, and where they are below --data-root: as their archives unpack, and under usual other names.
@@ -166,8 +216,12 @@ FOLDERS = {
     "imagenet_a": ["imagenet-a"],  # arXiv 1907.07174: natural images that are often mistaken, 200 classes
     "imagenet_r": ["imagenet-r"],  # arXiv 2006.16241: renditions, 200 classes
     "imagenet_sketch": ["sketch", "imagenet-sketch", "ImageNet-Sketch"],  # arXiv 1905.13549
-    "imagenet_v2": ["imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency",  # arXiv 1902.10811
-                    "imagenetv2", "imagenet-v2"],
+    "imagenet_v2": [
+        "imagenetv2-matched-frequency-format-val",
+        "imagenetv2-matched-frequency",  # arXiv 1902.10811
+        "imagenetv2",
+        "imagenet-v2",
+    ],
 }
 
 
@@ -201,18 +255,29 @@ def evaluation_set(config: dict, name: str | None) -> tuple[Dataset, list[int]]:
         classes = list(files)
         if name == "imagenet_v2" and all(number.isdecimal() for number in classes):
             if max(map(int, classes)) >= len(known):
-                raise UserError(f"{folder} numbers classes up to {max(map(int, classes))}, and the student knows "
-                                f"{len(known)}; {name} needs one that was trained on imagenet")
+                raise UserError(
+                    f"{folder} numbers classes up to {max(map(int, classes))}, and the student knows "
+                    f"{len(known)}; {name} needs one that was trained on imagenet"
+                )
             classes = [known[int(number)] for number in classes]
         samples = [(label, path) for label, paths in enumerate(files.values()) for path in paths]
         view, labels = views(name, settings["img_size"])[0], [label for label, _ in samples]
-        dataset = Images(Folder(samples, list(files)), labels, range(len(samples)), view, None, None,
-                         *find(settings["teacher"]).normalisation)
+        dataset = Images(
+            Folder(samples, list(files)),
+            labels,
+            range(len(samples)),
+            view,
+            None,
+            None,
+            *find(settings["teacher"]).normalisation,
+        )
     strange = [class_name for class_name in classes if class_name not in known]
     if strange:
-        raise UserError(f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not "
-                        f"among the {len(known)} that the student learnt, such as '{known[0]}'; choose data of the "
-                        f"same classes as {settings['data']}")
+        raise UserError(
+            f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not "
+            f"among the {len(known)} that the student learnt, such as '{known[0]}'; choose data of the "
+            f"same classes as {settings['data']}"
+        )
     return dataset, [known.index(class_name) for class_name in classes]
 
 
@@ -236,8 +301,14 @@ def accuracy(args: argparse.Namespace) -> None:
         predict = predictor(config["settings"], student)
         for name in args.data or [None]:
             dataset, classes = evaluation_set(config, name)
-            found = evaluate(lambda images: predict(images)[:, classes], dataset, args.batch_size or 256, args.device,
-                             args.workers, progress=Path(folder).name)
+            found = evaluate(
+                lambda images: predict(images)[:, classes],
+                dataset,
+                args.batch_size or 256,
+                args.device,
+                args.workers,
+                progress=Path(folder).name,
+            )
             print(accuracy_row(Path(folder).name, data_title(config, name, classes), found))
 
 
@@ -256,14 +327,17 @@ def ensemble(args: argparse.Namespace) -> None:
                 kept.append(logits.float().softmax(-1).cpu())
                 return logits
 
-            found = evaluate(keep, dataset, args.batch_size or 256, args.device, args.workers,
-                             progress=Path(folder).name)
+            found = evaluate(
+                keep, dataset, args.batch_size or 256, args.device, args.workers, progress=Path(folder).name
+            )
             print(accuracy_row(Path(folder).name, data_title(config, name, classes), found))
             probabilities.append(torch.cat(kept))
             truths.append((torch.as_tensor(dataset.labels), [config["classes"][number] for number in classes]))
         if any(theirs[1] != truths[0][1] or not theirs[0].equal(truths[0][0]) for theirs in truths):
-            raise UserError("these runs were trained on different data, and have no validation images in common; "
-                            "name the --data to compare them on")
+            raise UserError(
+                "these runs were trained on different data, and have no validation images in common; "
+                "name the --data to compare them on"
+            )
         # The logarithm of a probability is a logit, too.
         logits = torch.stack(probabilities).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log()
         both = evaluate(lambda x: x, TensorDataset(logits, truths[0][0]), 1000, torch.device("cpu"))
@@ -343,8 +417,26 @@ def draw_curves(args: argparse.Namespace) -> None:
 
 COLUMNS = ["baseline", "copy", "distill", "native copy", "native distill", "native baseline"]
 # What two runs must share to be compared: the data, and all of the recipe that a baseline has too.
-CONDITIONS = ["data", "train_images", "img_size", "epochs", "batch_size", "lr", "beta2", "weight_decay", "warmup",
-              "clip", "layer_decay", "drop_path", "mixup", "cutmix", "erasing", "smoothing", "augment", "randaugment"]
+CONDITIONS = [
+    "data",
+    "train_images",
+    "img_size",
+    "epochs",
+    "batch_size",
+    "lr",
+    "beta2",
+    "weight_decay",
+    "warmup",
+    "clip",
+    "layer_decay",
+    "drop_path",
+    "mixup",
+    "cutmix",
+    "erasing",
+    "smoothing",
+    "augment",
+    "randaugment",
+]
 VARIANTS = dict(what="map", loss="cross_entropy", temperature=1.0, weight=3.0, blocks=None, heads=None, init=None)
 
 
@@ -353,8 +445,9 @@ def variant(settings: dict) -> list[str]:
     unused = {"transfer": (), "baseline": set(VARIANTS) - {"init"}, "finetune": VARIANTS}[settings["mode"]]
     if settings["method"] == "copy":
         unused = ("loss", "temperature", "weight")
-    return [f"{name}={settings[name]}" for name, usual in VARIANTS.items()
-            if name not in unused and settings[name] != usual]
+    return [
+        f"{name}={settings[name]}" for name, usual in VARIANTS.items() if name not in unused and settings[name] != usual
+    ]
 
 
 def column_of(settings: dict) -> str:
@@ -401,8 +494,10 @@ def gains(table: dict) -> list[dict]:
             if kind != "baseline":
                 found[kind] = [top1 - baseline[seed] for seed, top1 in seeds.items() if seed in baseline]
                 if len(found[kind]) < len(seeds):
-                    print(f"{found['teacher']}, {kind}: {len(seeds) - len(found[kind])} of {len(seeds)} seeds have no "
-                          f"baseline of that seed and are left out; train it with --mode baseline")
+                    print(
+                        f"{found['teacher']}, {kind}: {len(seeds) - len(found[kind])} of {len(seeds)} seeds have no "
+                        f"baseline of that seed and are left out; train it with --mode baseline"
+                    )
         rows.append(found)
     return rows
 
@@ -428,8 +523,11 @@ def title_of(conditions: tuple, all_conditions: list[tuple]) -> str:
         data = named["data"]
     images = f", {named['train_images']:,} training images" if named["train_images"] else ""
     title = f"{data}{images}, {named['img_size']} px, {named['epochs']} epochs"
-    return title + "".join(f", {name} {value}" for number, (name, value) in enumerate(named.items())
-                           if number >= 4 and len({other[number] for other in all_conditions}) > 1)
+    return title + "".join(
+        f", {name} {value}"
+        for number, (name, value) in enumerate(named.items())
+        if number >= 4 and len({other[number] for other in all_conditions}) > 1
+    )
 
 
 def markdown(rows: list[dict]) -> str:
@@ -451,8 +549,10 @@ def print_table(args: argparse.Namespace) -> None:
     found = {titles[conditions]: gains(rows) for conditions, rows in tables.items()}
     for title, rows in found.items():
         print(f"\n### {title}\n\n{markdown(rows)}")
-    print("\nTop-1 of the baseline in percent, and what was gained over the baseline of the same seed, in points: mean "
-          "± standard\ndeviation over seeds. **Bold**: a failure, below the baseline.")
+    print(
+        "\nTop-1 of the baseline in percent, and what was gained over the baseline of the same seed, in points: mean "
+        "± standard\ndeviation over seeds. **Bold**: a failure, below the baseline."
+    )
     if args.csv:
         write_csv(found, args.csv)
     if args.figure:
@@ -469,14 +569,22 @@ def write_csv(found: dict[str, list[dict]], path: str) -> None:
             for row in rows:
                 cells = [title, row["family"], row["teacher"]]
                 for values in (row.get(kind, []) for kind in kinds):
-                    cells += [f"{statistics.mean(values):.3f}" if values else "",
-                              f"{statistics.stdev(values):.3f}" if len(values) > 1 else "", len(values)]
+                    cells += [
+                        f"{statistics.mean(values):.3f}" if values else "",
+                        f"{statistics.stdev(values):.3f}" if len(values) > 1 else "",
+                        len(values),
+                    ]
                 writer.writerow(cells)
     print(f"written: {path}")
 
 
-BAR_COLOURS = {"copy": "#9ecae1", "distill": "#3182bd", "native copy": "#fdae6b", "native distill": "#e6550d",
-           "native baseline": "#bdbdbd"}
+BAR_COLOURS = {
+    "copy": "#9ecae1",
+    "distill": "#3182bd",
+    "native copy": "#fdae6b",
+    "native distill": "#e6550d",
+    "native baseline": "#bdbdbd",
+}
 
 
 def bars(found: dict[str, list[dict]], path: str) -> None:
@@ -488,17 +596,30 @@ def bars(found: dict[str, list[dict]], path: str) -> None:
         width = 0.8 / max(1, len(kinds))
         for number, kind in enumerate(kinds):
             having = [(place, row[kind]) for place, row in enumerate(rows) if row.get(kind)]
-            axes.bar([place + (number - (len(kinds) - 1) / 2) * width for place, _ in having],
-                     [statistics.mean(values) for _, values in having], width, zorder=2,
-                     color=BAR_COLOURS.get(kind, f"C{number + 2}"), label=kind.replace("native", "native student,"),
-                     yerr=[statistics.stdev(values) if len(values) > 1 else 0 for _, values in having],
-                     error_kw=dict(elinewidth=0.8, capsize=2))
+            axes.bar(
+                [place + (number - (len(kinds) - 1) / 2) * width for place, _ in having],
+                [statistics.mean(values) for _, values in having],
+                width,
+                zorder=2,
+                color=BAR_COLOURS.get(kind, f"C{number + 2}"),
+                label=kind.replace("native", "native student,"),
+                yerr=[statistics.stdev(values) if len(values) > 1 else 0 for _, values in having],
+                error_kw=dict(elinewidth=0.8, capsize=2),
+            )
         families = [row["family"] for row in rows]
         for start in [place for place, family in enumerate(families) if place == 0 or family != families[place - 1]]:
             count = families.count(families[start])
             axes.axvline(start - 0.5, color="0.8", linewidth=0.8)
-            axes.text(start + (count - 1) / 2, 1.01, families[start], ha="center", va="bottom", fontsize="small",
-                      rotation=0 if most < 8 or count > 1 else 30, transform=axes.get_xaxis_transform())
+            axes.text(
+                start + (count - 1) / 2,
+                1.01,
+                families[start],
+                ha="center",
+                va="bottom",
+                fontsize="small",
+                rotation=0 if most < 8 or count > 1 else 30,
+                transform=axes.get_xaxis_transform(),
+            )
         axes.axhline(0, color="black", linewidth=1)
         axes.set_xticks(range(len(rows)), [row["teacher"] for row in rows], rotation=30, ha="right", fontsize="small")
         axes.set(xlim=(-0.5, most - 0.5), ylabel="gain over the baseline, points")
@@ -544,8 +665,10 @@ def query_token(patch: str | None, config: ViTConfig) -> tuple[int, tuple[int, i
     except ValueError:
         raise UserError(f"--patch {patch} is not ROW,COLUMN, such as 0,{config.grid - 1}") from None
     if not (0 <= row < config.grid and 0 <= column < config.grid):
-        raise UserError(f"--patch {patch} is not in the grid of {config.grid} x {config.grid} patches; rows and "
-                        f"columns count from 0 to {config.grid - 1}")
+        raise UserError(
+            f"--patch {patch} is not in the grid of {config.grid} x {config.grid} patches; rows and "
+            f"columns count from 0 to {config.grid - 1}"
+        )
     return config.prefix + row * config.grid + column, (row, column)
 
 
@@ -554,6 +677,7 @@ def chosen_image(path: str | None, settings: dict) -> Tensor:
     if path is None:
         return run_data(settings).val[0][0]
     from PIL import Image
+
     try:
         image = read_image(Path(path))
     except (OSError, Image.DecompressionBombError) as error:
@@ -576,8 +700,10 @@ def draw_maps(args: argparse.Namespace) -> None:
     settings, shape = config["settings"], student.config
     token, patch = query_token(args.patch, shape)
     image = chosen_image(args.image, settings)
-    rows = [torch.cat(side)[:, :, token, shape.prefix:].unflatten(-1, (shape.grid, shape.grid)).float().cpu()
-            for side in both_maps(settings, student, teacher, image[None].to(args.device))]
+    rows = [
+        torch.cat(side)[:, :, token, shape.prefix :].unflatten(-1, (shape.grid, shape.grid)).float().cpu()
+        for side in both_maps(settings, student, teacher, image[None].to(args.device))
+    ]
     brightest = torch.maximum(*rows).amax((-2, -1), keepdim=True)  # of a head in both, so that the two can be compared
     unit = 0.8 if shape.depth < 8 else 0.6
     figure = new_figure(args.maps, 2 * unit * shape.heads + 3.4, max(3.2, unit * shape.depth + 1))
@@ -589,6 +715,7 @@ def draw_maps(args: argparse.Namespace) -> None:
     panels[0].set_title(f"where {query} looks", fontsize="medium")
     if patch:
         from matplotlib.patches import Rectangle
+
         corner = (patch[1] * shape.patch_size - 0.5, patch[0] * shape.patch_size - 0.5)
         panels[0].add_patch(Rectangle(corner, shape.patch_size, shape.patch_size, fill=False, color="red", linewidth=2))
     method = settings["method"] or settings["mode"]
@@ -622,21 +749,26 @@ def agreement(args: argparse.Namespace) -> None:
             value = torch.stack([block[name] for block in by_block]).cpu() * (len(images) / n)
             found[name] = found.get(name, 0) + value
     top1 = (read_result(args.runs[0]) or {}).get("top1")
-    title = (f"{Path(args.runs[0]).name}{'' if top1 is None else f', top-1 {top1:.1f}'}: maps over {n} images, teacher "
-             f"{teacher_title(settings)}")
+    title = (
+        f"{Path(args.runs[0]).name}{'' if top1 is None else f', top-1 {top1:.1f}'}: maps over {n} images, teacher "
+        f"{teacher_title(settings)}"
+    )
     print(f"{title}; mean over heads, teacher > student\n")
     print(f"{'block':>5} {'KL':>6} {'JS':>6} " + " ".join(f"{name:>13}" for name in PAIRS))
     average = {name: value.mean(1).tolist() for name, value in found.items()}
     for block in range(student.config.depth):
-        cells = [" > ".join(f"{average[f'{side} {name}'][block]:5.2f}" for side in ("teacher", "student"))
-                 for name in PAIRS]
+        cells = [
+            " > ".join(f"{average[f'{side} {name}'][block]:5.2f}" for side in ("teacher", "student")) for name in PAIRS
+        ]
         print(f"{block:5d} {average['kl'][block]:6.3f} {average['js'][block]:6.3f} " + " ".join(cells))
     if args.figure:
         figure = new_figure(args.figure, 10, 5.6)
         figure.suptitle(title)
         lines = {"KL and JS (nats)": {"KL": "kl", "JS": "js"}}
-        lines |= {f"{name} ({unit})": {side: f"{side} {name}" for side in ("teacher", "student")}
-                  for name, unit in PAIRS.items()}
+        lines |= {
+            f"{name} ({unit})": {side: f"{side} {name}" for side in ("teacher", "student")}
+            for name, unit in PAIRS.items()
+        }
         blocks = range(student.config.depth)
         for panel, (measure, sides) in zip(figure.subplots(2, 3).flat, lines.items()):
             for number, (side, name) in enumerate(sides.items()):
@@ -703,7 +835,8 @@ def speed(args: argparse.Namespace) -> None:
     variants: dict[str, nn.Module] = {"baseline": student}
     for method, flash in ("copy", True), ("copy", False), ("distill", True), ("distill", False):
         variants[f"{method}, {'flash' if flash else 'plain'}"] = AttentionTransfer(
-            student, teacher, method, blocks if method == "distill" else None, flash=flash).train()
+            student, teacher, method, blocks if method == "distill" else None, flash=flash
+        ).train()
 
     def step(module: nn.Module) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -722,21 +855,29 @@ def speed(args: argparse.Namespace) -> None:
     where = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32"
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)}, bfloat16"
-    print(f"{args.speed} (random weights, as good for this), {size} px, batch {batch}, distilling blocks {blocks}; "
-          f"{where}, torch {torch.__version__}")
+    print(
+        f"{args.speed} (random weights, as good for this), {size} px, batch {batch}, distilling blocks {blocks}; "
+        f"{where}, torch {torch.__version__}"
+    )
     known = [images, labels, *student.parameters(), *student.buffers(), *teacher.parameters(), *teacher.buffers()]
     warm_up = sum(map(seconds, variants.values()))
     memory = {name: step_cost(lambda: step(module), known) for name, module in variants.items()}
     rounds = int(min(50, max(11, 30 / warm_up)))
-    times = [{name: seconds(module) for name, module in variants.items()}
-             for _ in tqdm(range(rounds), desc="rounds", leave=False)]
+    times = [
+        {name: seconds(module) for name, module in variants.items()}
+        for _ in tqdm(range(rounds), desc="rounds", leave=False)
+    ]
     print(f"{'':15} {'step, s':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6}")
     for name in variants:
         ratio = statistics.median(one[name] / one["baseline"] for one in times)
-        print(f"{name:15} {statistics.median(one[name] for one in times):8.3f} {ratio:6.2f} {memory[name]:8.0f} "
-              f"{memory[name] / memory['baseline']:6.2f}")
-    print(f"forward and backward, medians of {rounds} rounds, of the ratios within a round too; memory above the "
-          f"parameters")
+        print(
+            f"{name:15} {statistics.median(one[name] for one in times):8.3f} {ratio:6.2f} {memory[name]:8.0f} "
+            f"{memory[name] / memory['baseline']:6.2f}"
+        )
+    print(
+        f"forward and backward, medians of {rounds} rounds, of the ratios within a round too; memory above the "
+        f"parameters"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -744,40 +885,80 @@ def speed(args: argparse.Namespace) -> None:
 
 # The modes: what each does, how many RUNs it takes, and which options go with it. Without a mode, accuracy.
 OWN, SETS = {"ema", "weights", "data_root"}, {"data", "batch_size", "workers"}
-ACTIONS = {"": (accuracy, "RUN...", OWN | SETS), "ensemble": (ensemble, "RUN RUN", OWN | SETS),
-         "table": (print_table, "", {"csv", "figure"}), "curves": (draw_curves, "RUN...", set()),
-         "maps": (draw_maps, "RUN", OWN | {"image", "patch"}), "agreement": (agreement, "RUN", OWN | {"figure"}),
-         "speed": (speed, "", {"img_size", "batch_size", "blocks"})}
+ACTIONS = {
+    "": (accuracy, "RUN...", OWN | SETS),
+    "ensemble": (ensemble, "RUN RUN", OWN | SETS),
+    "table": (print_table, "", {"csv", "figure"}),
+    "curves": (draw_curves, "RUN...", set()),
+    "maps": (draw_maps, "RUN", OWN | {"image", "patch"}),
+    "agreement": (agreement, "RUN", OWN | {"figure"}),
+    "speed": (speed, "", {"img_size", "batch_size", "blocks"}),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Arguments(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a folder that train.py made")
     add = parser.add_argument_group("instead of accuracy (one of these)").add_mutually_exclusive_group().add_argument
-    add("--table", metavar="DIR", help="what all finished runs below DIR gained over their baselines\n"
-        "  python eval.py --table runs --csv gains.csv --figure gains.png")
-    add("--curves", metavar="FILE.png", help="loss and accuracy by epoch\n"
-        "  python eval.py --curves curves.png runs/*seed0")
-    add("--maps", metavar="FILE.png", help="an image, and where teacher and student look\n"
-        "  python eval.py --maps maps.png RUN --image cat.jpg --patch 3,4")
-    add("--agreement", action="store_true", help="how well the student's maps match the teacher's, by block\n"
-        "  python eval.py --agreement RUN --figure agreement.png")
-    add("--ensemble", action="store_true", help="the mean of two students' probabilities\n"
-        "  python eval.py --ensemble RUN_A RUN_B")
-    add("--speed", nargs="?", const="deit_s", metavar="TEACHER", help="time and memory of a training step (deit_s)\n"
-        "  python eval.py --speed dino_b --batch-size 8")
+    add(
+        "--table",
+        metavar="DIR",
+        help="what all finished runs below DIR gained over their baselines\n"
+        "  python eval.py --table runs --csv gains.csv --figure gains.png",
+    )
+    add(
+        "--curves",
+        metavar="FILE.png",
+        help="loss and accuracy by epoch\n  python eval.py --curves curves.png runs/*seed0",
+    )
+    add(
+        "--maps",
+        metavar="FILE.png",
+        help="an image, and where teacher and student look\n"
+        "  python eval.py --maps maps.png RUN --image cat.jpg --patch 3,4",
+    )
+    add(
+        "--agreement",
+        action="store_true",
+        help="how well the student's maps match the teacher's, by block\n"
+        "  python eval.py --agreement RUN --figure agreement.png",
+    )
+    add(
+        "--ensemble",
+        action="store_true",
+        help="the mean of two students' probabilities\n  python eval.py --ensemble RUN_A RUN_B",
+    )
+    add(
+        "--speed",
+        nargs="?",
+        const="deit_s",
+        metavar="TEACHER",
+        help="time and memory of a training step (deit_s)\n  python eval.py --speed dino_b --batch-size 8",
+    )
     add = parser.add_argument_group("options").add_argument
-    add("--data", nargs="+", metavar="DATA", help=f"other test sets: {', '.join(FOLDERS)},\nor as in train.py; a "
-        "folder of class folders counts whole\n  python eval.py RUN --data imagenet_a imagenet_r --data-root /data")
+    add(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help=f"other test sets: {', '.join(FOLDERS)},\nor as in train.py; a "
+        "folder of class folders counts whole\n  python eval.py RUN --data imagenet_a imagenet_r --data-root /data",
+    )
     add("--data-root", metavar="DIR", help="where data sets are kept (the run's)")
     add("--ema", action="store_true", help="the moving average of the weights, if the run kept one")
     add("--weights", metavar="PATH", help="the teacher's file (the run's)")
     add("--csv", metavar="FILE", help="with --table: the same as a file\n  python eval.py --table runs --csv gains.csv")
-    add("--figure", metavar="FILE.png", help="with --table: a bar chart of it; with --agreement: its curves\n"
-        "  python eval.py --table runs --figure gains.png")
+    add(
+        "--figure",
+        metavar="FILE.png",
+        help="with --table: a bar chart of it; with --agreement: its curves\n"
+        "  python eval.py --table runs --figure gains.png",
+    )
     add("--image", metavar="IMG", help="with --maps: a picture (the first validation image)")
-    add("--patch", metavar="ROW,COLUMN", help="with --maps: which patch looks, from 0,0\n"
-        "(the class token, or without one the central patch)")
+    add(
+        "--patch",
+        metavar="ROW,COLUMN",
+        help="with --maps: which patch looks, from 0,0\n(the class token, or without one the central patch)",
+    )
     add("--img-size", type=number_from(int, 1), metavar="PX", help="with --speed: (the teacher's)")
     add("--blocks", type=number_from(int, 1), metavar="N", help="with --speed: blocks to distil (three quarters)")
     add("--batch-size", type=number_from(int, 1), metavar="N", help="(256; with --speed 16, on CUDA 128)")

@@ -70,8 +70,10 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if self.img_size < self.patch_size or self.img_size % self.patch_size:
             below = max(1, self.img_size // self.patch_size) * self.patch_size
-            raise UserError(f"image size {self.img_size} is not a multiple of the patch size {self.patch_size}; "
-                            f"use {below} or {below + self.patch_size}")
+            raise UserError(
+                f"image size {self.img_size} is not a multiple of the patch size {self.patch_size}; "
+                f"use {below} or {below + self.patch_size}"
+            )
         if self.dim % self.heads:
             raise UserError(f"width {self.dim} does not divide into {self.heads} heads")
 
@@ -87,8 +89,19 @@ class ViTConfig:
 
 
 # The config fields that make a model native. `mlp_ratio` goes with `swiglu`: EVA-02's hidden layer is narrower.
-NATIVE_COMPONENTS = ("layerscale", "registers", "rel_pos", "rope", "qk_norm", "swiglu", "sub_ln", "pre_norm",
-                     "quick_gelu", "qkv_bias", "pos_embed")
+NATIVE_COMPONENTS = (
+    "layerscale",
+    "registers",
+    "rel_pos",
+    "rope",
+    "qk_norm",
+    "swiglu",
+    "sub_ln",
+    "pre_norm",
+    "quick_gelu",
+    "qkv_bias",
+    "pos_embed",
+)
 
 
 def native_components(config: ViTConfig) -> list[str]:
@@ -250,14 +263,14 @@ class RoPE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x is q or k, (B, H, N, d); the class token and the registers have no place and stay as they are."""
-        patches = x[:, :, self.prefix:]
+        patches = x[:, :, self.prefix :]
         if self.neighbours:
             turned = torch.stack((-patches[..., 1::2], patches[..., ::2]), dim=-1).flatten(-2)
         else:
             first, second = patches.chunk(2, dim=-1)
             turned = torch.cat((-second, first), dim=-1)
         turned = patches * self.cos + turned * self.sin
-        return torch.cat((x[:, :, :self.prefix], turned.to(x.dtype)), dim=2)
+        return torch.cat((x[:, :, : self.prefix], turned.to(x.dtype)), dim=2)
 
 
 def sincos_positions(config: ViTConfig) -> Tensor:
@@ -329,8 +342,14 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config) if config.swiglu else MLP(config)
         self.ls2 = LayerScale(config) if config.layerscale is not None else nn.Identity()
 
-    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, paths: Tensor | None = None,
-                reroute: Reroute | None = None) -> tuple[Tensor, Attended]:
+    def forward(
+        self,
+        x: Tensor,
+        rope: RoPE | None,
+        bias: Tensor | None,
+        paths: Tensor | None = None,
+        reroute: Reroute | None = None,
+    ) -> tuple[Tensor, Attended]:
         """The stream x (B, N, D) after the block, and what its attention did.
 
         `paths` (2, B, 1, 1) scales the two branches of each image, as `ViT.draw_paths` draws it; `reroute` as in
@@ -369,7 +388,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        dim, patches = config.dim, config.grid ** 2
+        dim, patches = config.dim, config.grid**2
         self.patch_embed = PatchEmbed(config)
         if config.class_token:
             self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
@@ -405,13 +424,13 @@ class ViT(nn.Module):
                 nn.init.normal_(getattr(self, name), std=0.02)
         if self.config.pos_embed == "sincos":
             positions = self.pos_embed.zero_()
-            positions[:, -self.config.grid ** 2:] = sincos_positions(self.config)
+            positions[:, -(self.config.grid**2) :] = sincos_positions(self.config)
 
     def embed(self, images: Tensor) -> Tensor:
         """The tokens (B, N, D) that enter the first block."""
         config, x = self.config, self.patch_embed(images)
         if config.pos_embed != "none":
-            x = x + self.pos_embed[:, -config.grid ** 2:]
+            x = x + self.pos_embed[:, -(config.grid**2) :]
         prefix = []
         if config.class_token:
             has_position = config.pos_embed in ("learned", "sincos")
@@ -436,8 +455,13 @@ class ViT(nn.Module):
         keep = keep.view(-1, 1, 1, 1, 1)
         return torch.bernoulli(keep.expand(-1, 2, len(images), 1, 1)) / keep
 
-    def forward_features(self, images: Tensor, reroutes: Mapping[int, Reroute] = {}, watch: Watch | None = None,
-                         paths: Tensor | None = None) -> Tensor:
+    def forward_features(
+        self,
+        images: Tensor,
+        reroutes: Mapping[int, Reroute] = {},
+        watch: Watch | None = None,
+        paths: Tensor | None = None,
+    ) -> Tensor:
         """The tokens (B, N, D) after the last block and, in models that normalise before pooling, the final norm.
 
         `reroutes` hands routings to blocks, by number from 0; `watch(number, attended)` is called after each block;
@@ -455,11 +479,16 @@ class ViT(nn.Module):
         """Logits (B, classes) from the tokens of `forward_features`."""
         if self.config.pool == "none":
             return tokens
-        x = tokens[:, 0] if self.config.pool == "token" else tokens[:, self.config.prefix:].mean(1)
+        x = tokens[:, 0] if self.config.pool == "token" else tokens[:, self.config.prefix :].mean(1)
         return self.head(self.fc_norm(x))
 
-    def forward(self, images: Tensor, reroutes: Mapping[int, Reroute] = {}, watch: Watch | None = None,
-                paths: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        reroutes: Mapping[int, Reroute] = {},
+        watch: Watch | None = None,
+        paths: Tensor | None = None,
+    ) -> Tensor:
         return self.forward_head(self.forward_features(images, reroutes, watch, paths))
 
     def route(self, images: Tensor, blocks: int, paths: Tensor | None = None) -> list[Routing]:

@@ -72,35 +72,78 @@ FAMILIES = {
     "deit3": Family("DeiT III", "Apache-2.0", native=dict(layerscale=1e-6, pos_embed="patches")),
     "augreg": Family("AugReg ViT", "Apache-2.0", HALF),
     "dino": Family("DINO", "Apache-2.0", finding="works"),
-    "mocov3": Family("MoCo v3", "CC-BY-NC-4.0", native=dict(pos_embed="sincos"), container="state_dict",
-                     prefix="module.base_encoder.",
-                     unwanted=("module.base_encoder.head.*", "module.momentum_encoder.*", "module.predictor.*")),
+    "mocov3": Family(
+        "MoCo v3",
+        "CC-BY-NC-4.0",
+        native=dict(pos_embed="sincos"),
+        container="state_dict",
+        prefix="module.base_encoder.",
+        unwanted=("module.base_encoder.head.*", "module.momentum_encoder.*", "module.predictor.*"),
+    ),
     "mae": Family("MAE", "CC-BY-NC-4.0", native=dict(pos_embed="sincos")),
     "ibot": Family("iBOT", "Apache-2.0", container="state_dict", unwanted=("head.*", "masked_embed")),
-    "msn": Family("MSN", "CC-BY-NC-4.0", container="target_encoder", prefix="module.",
-                  unwanted=("module.fc.*", "module.pred.*")),
+    "msn": Family(
+        "MSN", "CC-BY-NC-4.0", container="target_encoder", prefix="module.", unwanted=("module.fc.*", "module.pred.*")
+    ),
     # The file holds both towers; what does not begin with `visual.` is the text tower's.
-    "clip": Family("CLIP", "Apache-2.0", OPENAI, dict(pre_norm=True, quick_gelu=True, norm_eps=1e-5), prefix="visual.",
-                   unwanted=("visual.proj", "[!v]*"), finding="fails"),
-    "siglip": Family("SigLIP", "Apache-2.0", HALF, dict(class_token=False, pool="none"),
-                     unwanted=("head.*", "attn_pool.*")),
-    "beit": Family("BEiT", "Apache-2.0", HALF, dict(RELATIVE, rel_pos="block", layerscale=0.1, pool="avg"),
-                   unwanted=("head.*", "fc_norm.*", "*.relative_position_index")),
-    "beitv2": Family("BEiT v2", "MIT", native=dict(RELATIVE, rel_pos="shared", layerscale=1e-5), container="model",
-                     unwanted=("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*"),
-                     finding="fails"),
-    "beit3": Family("BEiT-3", "Apache-2.0", native=dict(sub_ln="both", norm_eps=1e-5, pool="avg"),
-                    unwanted=("head.*", "fc_norm.*")),
-    "dinov2": Family("DINOv2", "Apache-2.0", native=dict(layerscale=1e-5), unwanted=("head.*", "mask_token"),
-                     finding="fails", img_size=224),
-    "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails", img_size=224,
-                         native=dict(layerscale=1e-5, registers=4, pos_embed="patches")),
-    "dinov3": Family("DINOv3", "DINOv3", unwanted=("head.*", "rope.*"),
-                     native=dict(layerscale=1e-5, registers=4, rope="dinov3", qkv_bias="none", pos_embed="none",
-                                 norm_eps=1e-5)),
-    "eva02": Family("EVA-02", "MIT", OPENAI,
-                    dict(rope="eva02", swiglu=True, mlp_ratio=8 / 3, qkv_bias="qv", pool="avg"),
-                    unwanted=("head.*", "fc_norm.*", "rope.*")),
+    "clip": Family(
+        "CLIP",
+        "Apache-2.0",
+        OPENAI,
+        dict(pre_norm=True, quick_gelu=True, norm_eps=1e-5),
+        prefix="visual.",
+        unwanted=("visual.proj", "[!v]*"),
+        finding="fails",
+    ),
+    "siglip": Family(
+        "SigLIP", "Apache-2.0", HALF, dict(class_token=False, pool="none"), unwanted=("head.*", "attn_pool.*")
+    ),
+    "beit": Family(
+        "BEiT",
+        "Apache-2.0",
+        HALF,
+        dict(RELATIVE, rel_pos="block", layerscale=0.1, pool="avg"),
+        unwanted=("head.*", "fc_norm.*", "*.relative_position_index"),
+    ),
+    "beitv2": Family(
+        "BEiT v2",
+        "MIT",
+        native=dict(RELATIVE, rel_pos="shared", layerscale=1e-5),
+        container="model",
+        unwanted=("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*"),
+        finding="fails",
+    ),
+    "beit3": Family(
+        "BEiT-3", "Apache-2.0", native=dict(sub_ln="both", norm_eps=1e-5, pool="avg"), unwanted=("head.*", "fc_norm.*")
+    ),
+    "dinov2": Family(
+        "DINOv2",
+        "Apache-2.0",
+        native=dict(layerscale=1e-5),
+        unwanted=("head.*", "mask_token"),
+        finding="fails",
+        img_size=224,
+    ),
+    "dinov2_reg": Family(
+        "DINOv2 with registers",
+        "Apache-2.0",
+        finding="fails",
+        img_size=224,
+        native=dict(layerscale=1e-5, registers=4, pos_embed="patches"),
+    ),
+    "dinov3": Family(
+        "DINOv3",
+        "DINOv3",
+        unwanted=("head.*", "rope.*"),
+        native=dict(layerscale=1e-5, registers=4, rope="dinov3", qkv_bias="none", pos_embed="none", norm_eps=1e-5),
+    ),
+    "eva02": Family(
+        "EVA-02",
+        "MIT",
+        OPENAI,
+        dict(rope="eva02", swiglu=True, mlp_ratio=8 / 3, qkv_bias="qv", pool="avg"),
+        unwanted=("head.*", "fc_norm.*", "rope.*"),
+    ),
 }
 
 
@@ -124,8 +167,12 @@ class Teacher:
         return self.url and FAMILIES[self.family].img_size or self.config.img_size
 
 
-SIZES = {"ti": dict(dim=192, heads=3), "s": dict(dim=384, heads=6), "b": dict(dim=768, heads=12),
-         "l": dict(dim=1024, heads=16, depth=24)}
+SIZES = {
+    "ti": dict(dim=192, heads=3),
+    "s": dict(dim=384, heads=6),
+    "b": dict(dim=768, heads=12),
+    "l": dict(dim=1024, heads=16, depth=24),
+}
 
 
 def teacher(family: str, size: str, source: str, title: str = "", **shape) -> Teacher:
@@ -175,11 +222,16 @@ TEACHERS = {
     "siglip2_b": teacher("siglip", "b", "vit_base_patch16_siglip_224.v2_webli", "SigLIP 2"),
     "beit_b": teacher("beit", "b", "beit_base_patch16_224.in22k_ft_in22k"),
     "beit3_b": teacher("beit3", "b", "beit3_base_patch16_224.pt"),
-    **{f"dinov2_{size}": teacher("dinov2", size, f"vit_{name}_patch14_dinov2.lvd142m", patch_size=14, img_size=518)
-       for size, name in (("s", "small"), ("b", "base"), ("l", "large"))},
-    **{f"dinov2_reg_{size}": teacher("dinov2_reg", size, f"vit_{name}_patch14_reg4_dinov2.lvd142m", patch_size=14,
-                                     img_size=518)
-       for size, name in (("s", "small"), ("b", "base"), ("l", "large"))},
+    **{
+        f"dinov2_{size}": teacher("dinov2", size, f"vit_{name}_patch14_dinov2.lvd142m", patch_size=14, img_size=518)
+        for size, name in (("s", "small"), ("b", "base"), ("l", "large"))
+    },
+    **{
+        f"dinov2_reg_{size}": teacher(
+            "dinov2_reg", size, f"vit_{name}_patch14_reg4_dinov2.lvd142m", patch_size=14, img_size=518
+        )
+        for size, name in (("s", "small"), ("b", "base"), ("l", "large"))
+    },
     "dinov3_s": teacher("dinov3", "s", "vit_small_patch16_dinov3.lvd1689m", img_size=256),
     "dinov3_splus": teacher("dinov3", "s", "vit_small_plus_patch16_dinov3.lvd1689m", img_size=256, swiglu=True),
     "dinov3_b": teacher("dinov3", "b", "vit_base_patch16_dinov3.lvd1689m", img_size=256),
@@ -210,8 +262,9 @@ def find(name: str) -> Teacher:
     return TEACHERS[name]
 
 
-def student_config(name: str, components: str = "standard", num_classes: int = 1000,
-                   img_size: int | None = None) -> ViTConfig:
+def student_config(
+    name: str, components: str = "standard", num_classes: int = 1000, img_size: int | None = None
+) -> ViTConfig:
     """The config of a student of that teacher: its size and token grid, a new head, and native components as asked.
 
     `components`: "standard" for none, "native" for all that the teacher has, or a comma list of their names. Students
@@ -226,9 +279,16 @@ def student_config(name: str, components: str = "standard", num_classes: int = 1
             raise unknown("student component", component, ("standard", "native", *NATIVE_COMPONENTS))
         if component not in owned:
             raise UserError(f"teacher {name} has no {component}; it has {', '.join(owned) or 'no native component'}")
-    shape = dict(img_size=img_size or theirs.img_size, patch_size=theirs.patch_size, dim=theirs.dim, depth=theirs.depth,
-                 heads=theirs.heads, class_token=theirs.class_token, num_classes=num_classes,
-                 pool="avg" if entry.url or not theirs.class_token else "token")
+    shape = dict(
+        img_size=img_size or theirs.img_size,
+        patch_size=theirs.patch_size,
+        dim=theirs.dim,
+        depth=theirs.depth,
+        heads=theirs.heads,
+        class_token=theirs.class_token,
+        num_classes=num_classes,
+        pool="avg" if entry.url or not theirs.class_token else "token",
+    )
     if "swiglu" in chosen:
         shape["mlp_ratio"] = theirs.mlp_ratio  # EVA-02's hidden layer is narrower, to have as many parameters
     if components == "native":
@@ -241,22 +301,25 @@ def student_config(name: str, components: str = "standard", num_classes: int = 1
 
 # From the names of timm's and the authors' files to those of model.py. No name on the right is changed again, so a
 # file that has been converted passes through unchanged.
-RENAMES = [(re.compile(pattern), name) for pattern, name in [
-    (r"\.gamma_([12])$", r".ls\1.gamma"),
-    (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
-    # CLIP, in OpenCLIP's layout
-    (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"),
-    (r"^conv1\.", "patch_embed.proj."),
-    (r"^ln_pre\.", "norm_pre."),
-    (r"^ln_post\.", "norm."),
-    (r"^transformer\.resblocks\.", "blocks."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-]]
+RENAMES = [
+    (re.compile(pattern), name)
+    for pattern, name in [
+        (r"\.gamma_([12])$", r".ls\1.gamma"),
+        (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
+        # CLIP, in OpenCLIP's layout
+        (r"^class_embedding$", "cls_token"),
+        (r"^positional_embedding$", "pos_embed"),
+        (r"^conv1\.", "patch_embed.proj."),
+        (r"^ln_pre\.", "norm_pre."),
+        (r"^ln_post\.", "norm."),
+        (r"^transformer\.resblocks\.", "blocks."),
+        (r"\.ln_([12])\.", r".norm\1."),
+        (r"\.attn\.in_proj_", ".attn.qkv."),
+        (r"\.attn\.out_proj\.", ".attn.proj."),
+        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    ]
+]
 
 
 def convert(tensors: dict[str, Tensor], entry: Teacher) -> dict[str, Tensor]:
@@ -279,8 +342,9 @@ def convert(tensors: dict[str, Tensor], entry: Teacher) -> dict[str, Tensor]:
         put(name, value.float() if value.is_floating_point() else value)
     for stem in [name.removesuffix("q_proj.weight") for name in ours if name.endswith("attn.q_proj.weight")]:
         parts = [f"{stem}{part}_proj.weight" for part in "qkv"]  # EVA-02 B and L: q, k and v apart
-        if (ours.keys() >= {*parts, stem + "q_proj.bias", stem + "v_proj.bias"}
-                and all(ours[part].shape == (dim, dim) for part in parts)):
+        if ours.keys() >= {*parts, stem + "q_proj.bias", stem + "v_proj.bias"} and all(
+            ours[part].shape == (dim, dim) for part in parts
+        ):
             put(stem + "qkv.weight", torch.cat([ours.pop(part) for part in parts]))
             put(stem + "q_bias", ours.pop(stem + "q_proj.bias"))
             put(stem + "v_bias", ours.pop(stem + "v_proj.bias"))
@@ -354,11 +418,18 @@ def build(name: str, path: Path, config: ViTConfig) -> ViT:
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     both = sorted(expected.keys() & tensors.keys())
-    shapes = [f"{key} is {tuple(tensors[key].shape)} and not {tuple(expected[key].shape)}"
-              for key in both if tensors[key].shape != expected[key].shape]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)} and not {tuple(expected[key].shape)}"
+        for key in both
+        if tensors[key].shape != expected[key].shape
+    ]
     types = [f"{key} is {tensors[key].dtype}" for key in both if tensors[key].dtype != torch.float32]
-    for problem, keys in (("lacks", missing), ("has the unknown", extra), ("has wrong shapes:", shapes),
-                          ("has wrong types:", types)):
+    for problem, keys in (
+        ("lacks", missing),
+        ("has the unknown", extra),
+        ("has wrong shapes:", shapes),
+        ("has wrong types:", types),
+    ):
         if keys:
             raise refused(path, name, f"does not hold the weights of {name}: it {problem} {first(keys)}")
     if config.grid != entry.config.grid:
@@ -372,7 +443,7 @@ def build(name: str, path: Path, config: ViTConfig) -> ViT:
 def resample(name: str, value: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
     """A tensor of positions, for another grid of patches, as timm does it; any other tensor as it is."""
     if name == "pos_embed":
-        tokens, patches = value.split((value.shape[1] - old.grid ** 2, old.grid ** 2), dim=1)
+        tokens, patches = value.split((value.shape[1] - old.grid**2, old.grid**2), dim=1)
         patches = patches.view(1, old.grid, old.grid, -1).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, size=(new.grid, new.grid), mode="bicubic", antialias=True)
         return torch.cat((tokens, patches.flatten(2).transpose(1, 2)), dim=1)
@@ -434,8 +505,10 @@ def replacing(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if type(error) is RuntimeError and "inline_container" not in str(error):  # torch.save's word for a full disk
             raise
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room there, or choose "
-                        f"another place (the variable TORCH_HOME moves the weights)") from error
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room there, or choose "
+            f"another place (the variable TORCH_HOME moves the weights)"
+        ) from error
 
 
 def fetch(name: str) -> Path:
@@ -533,10 +606,12 @@ def pretrain(name: str, path: Path) -> Path:
     with replacing(path) as part, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe["seed"])
         model = ViT(config)
-        optimiser = torch.optim.AdamW(model.parameters(), recipe["lr"], recipe["betas"],
-                                      weight_decay=recipe["weight_decay"])
+        optimiser = torch.optim.AdamW(
+            model.parameters(), recipe["lr"], recipe["betas"], weight_decay=recipe["weight_decay"]
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: cosine_schedule(step, recipe["steps"], recipe["warmup"] * recipe["steps"]))
+            optimiser, lambda step: cosine_schedule(step, recipe["steps"], recipe["warmup"] * recipe["steps"])
+        )
         for step in (bar := tqdm(range(recipe["steps"]), desc=f"pretrain {name}", unit="step")):
             images, labels = matching(recipe["batch"], seed=1_000_000 + step)
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
@@ -577,14 +652,14 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
 
 def count_parameters(config: ViTConfig) -> int:
     """How many parameters a ViT of that config has, counted without building it."""
-    dim, hidden, patches = config.dim, int(config.dim * config.mlp_ratio), config.grid ** 2
+    dim, hidden, patches = config.dim, int(config.dim * config.mlp_ratio), config.grid**2
     norm, table = 2 * dim, ((2 * config.grid - 1) ** 2 + 3) * config.heads
     attention = 3 * dim * dim + {"qkv": 3, "qv": 2, "none": 0}[config.qkv_bias] * dim + dim * dim + dim
     attention += 4 * dim // config.heads * config.qk_norm + norm * (config.sub_ln == "both")
     mlp = (1 + config.swiglu) * (dim * hidden + hidden) + 2 * hidden * (config.sub_ln is not None) + hidden * dim + dim
     block = 2 * norm + attention + mlp + 2 * dim * (config.layerscale is not None) + table * (config.rel_pos == "block")
     positions = {"none": 0, "patches": patches}.get(config.pos_embed, patches + config.class_token)
-    embedding = 3 * config.patch_size ** 2 * dim + (norm if config.pre_norm else dim)
+    embedding = 3 * config.patch_size**2 * dim + (norm if config.pre_norm else dim)
     embedding += (config.class_token + config.registers + positions) * dim + table * (config.rel_pos == "shared")
     head = config.num_classes * (dim + 1) + norm * (config.pool != "avg" or config.num_classes > 0)
     return embedding + config.depth * block + head
@@ -603,15 +678,18 @@ class Arguments(argparse.ArgumentParser):
 
 def one_of(kind: str, choices) -> Callable[[str], str]:
     """An argparse type: one of the choices, or an error with the nearest."""
+
     def check(word: str) -> str:
         if word not in choices:
             raise argparse.ArgumentTypeError(str(unknown(kind, word, choices)))
         return word
+
     return check
 
 
 def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
     """An argparse type: a number from `low` to `high`."""
+
     def check(word: str) -> float:
         try:
             value = kind(word)
@@ -621,6 +699,7 @@ def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str
             span = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
             raise argparse.ArgumentTypeError(f"'{word}' is not {'a whole' if kind is int else 'a'} number {span}")
         return value
+
     return check
 
 
@@ -646,14 +725,18 @@ def main() -> None:
         count = sum(parameter.numel() for parameter in load_teacher(name).parameters())
         print(f"{name}: {count:,} parameters, complete, in {cache_path(name)}")
     if not names:
-        print(f"{'id':15} {'family':21} {'params':>7} {'tokens':9} {'transfer':8} {'licence':13} {'cached':6} "
-              f"native components")
+        print(
+            f"{'id':15} {'family':21} {'params':>7} {'tokens':9} {'transfer':8} {'licence':13} {'cached':6} "
+            f"native components"
+        )
         for name, entry in TEACHERS.items():
             config, family = entry.config, FAMILIES[entry.family]
-            print(f"{name:15} {entry.title or family.title:21} {count_parameters(config) / 1e6:6.1f}M "
-                  f"{config.grid:2} x {config.grid:<2}+{config.prefix} {entry.url and family.finding or '-':8} "
-                  f"{entry.url and family.licence or '-':13} {'yes' if os.path.isfile(cache_path(name)) else '-':6} "
-                  f"{', '.join(native_components(config)) or '-'}")
+            print(
+                f"{name:15} {entry.title or family.title:21} {count_parameters(config) / 1e6:6.1f}M "
+                f"{config.grid:2} x {config.grid:<2}+{config.prefix} {entry.url and family.finding or '-':8} "
+                f"{entry.url and family.licence or '-':13} {'yes' if os.path.isfile(cache_path(name)) else '-':6} "
+                f"{', '.join(native_components(config)) or '-'}"
+            )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,22 @@ import teachers
 import train
 from model import Routing, UserError, ViT, ViTConfig, attend, attention_map, native_components
 from teachers import TEACHERS, cache_path, count_parameters, load_teacher, replacing, student_config
-from transfer import (LOSSES, PARTS, AttentionTransfer, PlainRouting, RowwiseRouting, align, compared_with,
-                      flash_cross_entropy, init_from, kl, measures, parse_numbers, part_of, plain_divergence)
+from transfer import (
+    LOSSES,
+    PARTS,
+    AttentionTransfer,
+    PlainRouting,
+    RowwiseRouting,
+    align,
+    compared_with,
+    flash_cross_entropy,
+    init_from,
+    kl,
+    measures,
+    parse_numbers,
+    part_of,
+    plain_divergence,
+)
 
 
 @torch.no_grad()
@@ -510,18 +524,29 @@ def test_start_skips_batches():
 # ---------------------------------------------------------------------------------------------------------------
 # model.py
 
+
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_a_standard_vit_opens_in_timm_strictly_and_gives_the_same_logits(pool):
     config = ViTConfig(img_size=32, patch_size=8, dim=64, depth=4, heads=4, num_classes=8, pool=pool)
     ours = scramble(ViT(config)).eval()
-    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=4,
-                               num_classes=8, global_pool=pool).eval()
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        num_classes=8,
+        global_pool=pool,
+    ).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     assert relative(ours(pictures()), theirs(pictures())) < 1e-5
 
 
 def test_qk_norm_is_timms():
-    theirs = scramble(timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, qk_norm=True, num_classes=5)).eval()
+    theirs = scramble(
+        timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, qk_norm=True, num_classes=5)
+    ).eval()
     ours = ViT(ViTConfig(img_size=32, patch_size=8, dim=192, heads=3, qk_norm=True, num_classes=5)).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert relative(ours(pictures()), theirs(pictures())) < 1e-5
@@ -573,8 +598,12 @@ def test_every_native_component_changes_what_its_model_computes(name):
         without = ViT(replace(native.config, **{component: getattr(ViTConfig, component)}, drop_path=0)).eval()
         scramble(without)
         own = native.state_dict()
-        without.load_state_dict({key: own[key] if key in own and own[key].shape == value.shape else value
-                                 for key, value in without.state_dict().items()})
+        without.load_state_dict(
+            {
+                key: own[key] if key in own and own[key].shape == value.shape else value
+                for key, value in without.state_dict().items()
+            }
+        )
         assert relative(without(pictures()), native(pictures())) > 1e-4, component
 
 
@@ -607,35 +636,53 @@ def test_a_config_that_cannot_be_built_is_refused(change):
 # ---------------------------------------------------------------------------------------------------------------
 # teachers.py
 
-VIT = {"ti": "vit_tiny_patch16_224", "s": "vit_small_patch16_224", "b": "vit_base_patch16_224",
-       "l": "vit_large_patch16_224"}
+VIT = {
+    "ti": "vit_tiny_patch16_224",
+    "s": "vit_small_patch16_224",
+    "b": "vit_base_patch16_224",
+    "l": "vit_large_patch16_224",
+}
 DINOV2 = {"s": "vit_small_patch14{}_dinov2", "b": "vit_base_patch14{}_dinov2", "l": "vit_large_patch14{}_dinov2"}
 SHARED = dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True, global_pool="token")
 
 # The executable specification of each teacher: timm's model of that name and those arguments.
 SPECIFICATIONS = {
-    **{f"deit_{size}": (f"deit_{name}_patch16_224", {}) for size, name in
-       {"ti": "tiny", "s": "small", "b": "base"}.items()},
-    **{f"deit3_{size}": (f"deit3_{name}_patch16_224", {}) for size, name in
-       {"s": "small", "b": "base", "l": "large"}.items()},
+    **{
+        f"deit_{size}": (f"deit_{name}_patch16_224", {})
+        for size, name in {"ti": "tiny", "s": "small", "b": "base"}.items()
+    },
+    **{
+        f"deit3_{size}": (f"deit3_{name}_patch16_224", {})
+        for size, name in {"s": "small", "b": "base", "l": "large"}.items()
+    },
     **{f"augreg_{size}": (VIT[size], {}) for size in ("ti", "s", "b")},
-    "dino_s": (VIT["s"], dict(num_classes=0)), "dino_b": (VIT["b"], dict(num_classes=0)),
-    "mocov3_s": (VIT["s"], dict(num_heads=12)), "mocov3_b": (VIT["b"], {}),
-    "mae_b": (VIT["b"], dict(num_classes=0)), "mae_l": (VIT["l"], dict(num_classes=0)),
+    "dino_s": (VIT["s"], dict(num_classes=0)),
+    "dino_b": (VIT["b"], dict(num_classes=0)),
+    "mocov3_s": (VIT["s"], dict(num_heads=12)),
+    "mocov3_b": (VIT["b"], {}),
+    "mae_b": (VIT["b"], dict(num_classes=0)),
+    "mae_l": (VIT["l"], dict(num_classes=0)),
     **{f"ibot_{size}": (VIT[size], {}) for size in ("s", "b", "l")},
     **{f"msn_{size}": (VIT[size], {}) for size in ("s", "b", "l")},
-    "clip_b32": ("vit_base_patch32_clip_quickgelu_224", {}), "clip_b": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "clip_b32": ("vit_base_patch32_clip_quickgelu_224", {}),
+    "clip_b": ("vit_base_patch16_clip_quickgelu_224", {}),
     "clip_l": ("vit_large_patch14_clip_quickgelu_224", {}),
-    "siglip_b": ("vit_base_patch16_siglip_224", {}), "siglip2_b": ("vit_base_patch16_siglip_224", {}),
+    "siglip_b": ("vit_base_patch16_siglip_224", {}),
+    "siglip2_b": ("vit_base_patch16_siglip_224", {}),
     "beit_b": ("beit_base_patch16_224", {}),
-    "beitv2_b": ("beitv2_base_patch16_224", SHARED), "beitv2_l": ("beitv2_large_patch16_224", SHARED),
+    "beitv2_b": ("beitv2_base_patch16_224", SHARED),
+    "beitv2_l": ("beitv2_large_patch16_224", SHARED),
     "beit3_b": ("beit3_base_patch16_224", {}),
     **{f"dinov2_{size}": (DINOV2[size].format(""), {}) for size in DINOV2},
     **{f"dinov2_reg_{size}": (DINOV2[size].format("_reg4"), {}) for size in DINOV2},
-    "dinov3_s": ("vit_small_patch16_dinov3", {}), "dinov3_splus": ("vit_small_plus_patch16_dinov3", {}),
-    "dinov3_b": ("vit_base_patch16_dinov3", {}), "dinov3_l": ("vit_large_patch16_dinov3", {}),
-    **{f"eva02_{size}": (f"eva02_{name}_patch14_224", {}) for size, name in
-       {"ti": "tiny", "s": "small", "b": "base", "l": "large"}.items()},
+    "dinov3_s": ("vit_small_patch16_dinov3", {}),
+    "dinov3_splus": ("vit_small_plus_patch16_dinov3", {}),
+    "dinov3_b": ("vit_base_patch16_dinov3", {}),
+    "dinov3_l": ("vit_large_patch16_dinov3", {}),
+    **{
+        f"eva02_{size}": (f"eva02_{name}_patch14_224", {})
+        for size, name in {"ti": "tiny", "s": "small", "b": "base", "l": "large"}.items()
+    },
 }
 OTHER_SIZE = {14: 196, 16: 160, 32: 256}  # pixels, by patch size
 
@@ -657,8 +704,12 @@ def publish(name: str, theirs: torch.nn.Module, folder) -> str:
         tensors |= {"module.fc.fc1.weight": extra, "module.pred.0.weight": extra}
     elif family == "beitv2":
         tensors = {key: value for key, value in tensors.items() if not key.startswith("head.")}
-        tensors |= {"rel_pos_bias.relative_position_index": torch.arange(9).view(3, 3), "mask_token": extra,
-                    "lm_head.weight": extra, "cls_pt_layers.0.norm1.weight": extra}
+        tensors |= {
+            "rel_pos_bias.relative_position_index": torch.arange(9).view(3, 3),
+            "mask_token": extra,
+            "lm_head.weight": extra,
+            "cls_pt_layers.0.norm1.weight": extra,
+        }
     elif family == "beit":
         tensors["blocks.0.attn.relative_position_index"] = torch.arange(9).view(3, 3)
     elif family == "eva02":
@@ -675,19 +726,34 @@ def publish(name: str, theirs: torch.nn.Module, folder) -> str:
 
 def openclip(tensors: dict) -> dict:
     """timm's names to OpenCLIP's, in float16, with a text tower beside the image tower."""
-    names = [("patch_embed.proj.", "conv1."), ("norm_pre.", "ln_pre."), ("blocks.", "transformer.resblocks."),
-             (".norm1.", ".ln_1."), (".norm2.", ".ln_2."), ("norm.", "ln_post."), (".attn.qkv.", ".attn.in_proj_"),
-             (".attn.proj.", ".attn.out_proj."), (".fc1.", ".c_fc."), (".fc2.", ".c_proj."),
-             ("cls_token", "class_embedding"), ("pos_embed", "positional_embedding")]
+    names = [
+        ("patch_embed.proj.", "conv1."),
+        ("norm_pre.", "ln_pre."),
+        ("blocks.", "transformer.resblocks."),
+        (".norm1.", ".ln_1."),
+        (".norm2.", ".ln_2."),
+        ("norm.", "ln_post."),
+        (".attn.qkv.", ".attn.in_proj_"),
+        (".attn.proj.", ".attn.out_proj."),
+        (".fc1.", ".c_fc."),
+        (".fc2.", ".c_proj."),
+        ("cls_token", "class_embedding"),
+        ("pos_embed", "positional_embedding"),
+    ]
     theirs = {}
     for key, value in tensors.items():
         for ours, published in names:
             key = key.replace(ours, published)
         if not key.startswith("head."):
             theirs["visual." + key] = (value.flatten() if key == "class_embedding" else value.squeeze(0)).half()
-    return theirs | {"visual.proj": torch.randn(4, 4), "logit_scale": torch.tensor(4.6),
-                     "positional_embedding": torch.randn(77, 8), "transformer.resblocks.0.ln_1.weight": torch.ones(8),
-                     "token_embedding.weight": torch.randn(9, 8), "ln_final.weight": torch.ones(8)}
+    return theirs | {
+        "visual.proj": torch.randn(4, 4),
+        "logit_scale": torch.tensor(4.6),
+        "positional_embedding": torch.randn(77, 8),
+        "transformer.resblocks.0.ln_1.weight": torch.ones(8),
+        "token_embedding.weight": torch.randn(9, 8),
+        "ln_final.weight": torch.ones(8),
+    }
 
 
 def maps_and_tokens(theirs: torch.nn.Module, images: torch.Tensor):
@@ -748,8 +814,13 @@ def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path, mo
 # teachers.py: files and downloads
 
 DEIT, EVA = "deit_ti", "eva02_ti"
-SMALL = {DEIT: dict(depth=2), EVA: dict(depth=2), "deit_s": dict(depth=2), "clip_b32": dict(dim=64, heads=4, depth=2),
-         **{name: dict(dim=96, depth=2) for name in ("mocov3_s", "ibot_s", "msn_s", "beitv2_b")}}
+SMALL = {
+    DEIT: dict(depth=2),
+    EVA: dict(depth=2),
+    "deit_s": dict(depth=2),
+    "clip_b32": dict(dim=64, heads=4, depth=2),
+    **{name: dict(dim=96, depth=2) for name in ("mocov3_s", "ibot_s", "msn_s", "beitv2_b")},
+}
 
 
 @pytest.fixture
@@ -806,13 +877,17 @@ def q_proj(tensors):
 
 DEFECTS = {  # what is done to the tensors of deit_ti, and what the refusal says of it
     "missing": (lambda t: t.pop("norm.weight"), "lacks norm.weight"),
-    "many missing": (lambda t: [t.pop(key) for key in list(t) if key.startswith("blocks.1.")],
-                     "lacks blocks.1.attn.proj.bias, blocks.1.attn.proj.weight, blocks.1.attn.qkv.bias and 9 more"),
+    "many missing": (
+        lambda t: [t.pop(key) for key in list(t) if key.startswith("blocks.1.")],
+        "lacks blocks.1.attn.proj.bias, blocks.1.attn.proj.weight, blocks.1.attn.qkv.bias and 9 more",
+    ),
     "left over": (lambda t: t.update(extra=torch.ones(2)), "unknown extra"),
     "named twice": (lambda t: t.update({"blocks.0.ln_1.weight": torch.ones(192)}), "unknown blocks.0.norm1.weight (tw"),
     "shape": (lambda t: t.update({"norm.weight": torch.ones(191)}), "norm.weight is (191,) and not (192,)"),
-    "transposed": (lambda t: t.update({"blocks.0.mlp.fc1.weight": torch.ones(192, 768)}),
-                   "blocks.0.mlp.fc1.weight is (192, 768) and not (768, 192)"),
+    "transposed": (
+        lambda t: t.update({"blocks.0.mlp.fc1.weight": torch.ones(192, 768)}),
+        "blocks.0.mlp.fc1.weight is (192, 768) and not (768, 192)",
+    ),
     "no dimension": (lambda t: t.update({"norm.weight": torch.tensor(1.0)}), "norm.weight is () and not (192,)"),
     "no dimension, token": (lambda t: t.update(cls_token=torch.tensor(1.0)), "cls_token is (1, 1, 1) and not"),
     "nothing in it": (lambda t: t.update(pos_embed=torch.ones(0)), "pos_embed is (1, 1, 0) and not (1, 197, 192)"),
@@ -880,8 +955,9 @@ def test_something_that_is_no_tensor_in_its_place_is_refused(value, tmp_path, ca
     assert "more than tensors: norm.weight" in refusal(DEIT, tmp_path / "wrong.pth")
 
 
-@pytest.mark.parametrize("held", [[torch.ones(3)], torch.ones(3), 5, {"state_dict": [1]}, {1: torch.ones(2)}, {}],
-                         ids=str)
+@pytest.mark.parametrize(
+    "held", [[torch.ones(3)], torch.ones(3), 5, {"state_dict": [1]}, {1: torch.ones(2)}, {}], ids=str
+)
 def test_a_pickle_without_named_tensors_is_refused(held, tmp_path, cache):
     torch.save(held, tmp_path / "wrong.pth")
     refusal("mocov3_s", tmp_path / "wrong.pth")
@@ -941,8 +1017,20 @@ def wrong_file(kind: str, folder) -> Path:
     return path
 
 
-KINDS = ["missing", "directory", "empty", "empty.safetensors", "junk", "junk.safetensors", "page.safetensors", "zip",
-         "cut pth", "cut legacy pth", "cut safetensors", "cut header.safetensors"]
+KINDS = [
+    "missing",
+    "directory",
+    "empty",
+    "empty.safetensors",
+    "junk",
+    "junk.safetensors",
+    "page.safetensors",
+    "zip",
+    "cut pth",
+    "cut legacy pth",
+    "cut safetensors",
+    "cut header.safetensors",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1154,8 +1242,10 @@ def no_server() -> str:
 BODY = save({"norm.weight": torch.ones(100_000)})
 TROUBLE = {  # how a host answers, and what the user is told
     "cut short": (dict(body=BODY[:200_000], length=len(BODY)), "ended after 200000 of 400"),
-    "cut short in chunks": (dict(body=b"10\r\nabc", headers={"Transfer-Encoding": "chunked", "Content-Length": ""}),
-                            "IncompleteRead"),
+    "cut short in chunks": (
+        dict(body=b"10\r\nabc", headers={"Transfer-Encoding": "chunked", "Content-Length": ""}),
+        "IncompleteRead",
+    ),
     "cut short, length unknown": (dict(body=BODY[:-9], headers={"Content-Length": ""}), "is cut short or is no"),
     "empty": (dict(body=b""), "is cut short or is no weights file"),
     "a page instead": (dict(body=b"<!doctype html><p>Log in to the network"), "is cut short or is no weights file"),
@@ -1172,8 +1262,15 @@ TROUBLE = {  # how a host answers, and what the user is told
 }
 
 
-@pytest.mark.parametrize("trouble, name", [*((trouble, DEIT) for trouble in TROUBLE), ("cut short", "ibot_s"),
-                                           ("a page instead", "ibot_s"), ("no network", "ibot_s")])
+@pytest.mark.parametrize(
+    "trouble, name",
+    [
+        *((trouble, DEIT) for trouble in TROUBLE),
+        ("cut short", "ibot_s"),
+        ("a page instead", "ibot_s"),
+        ("no network", "ibot_s"),
+    ],
+)
 def test_a_failed_download_leaves_nothing_and_tells_the_ways_out_in_one_line(trouble, name, serve, monkeypatch, cache):
     options, complaint = TROUBLE[trouble]
     if trouble == "lying checksum before a redirect":
@@ -1255,8 +1352,13 @@ for write in (lambda part: torch.save(big, part), lambda part: save_file(big, pa
 
 
 def test_a_disk_that_fills_up_while_writing_is_told_in_one_line_by_every_way_of_saving(tmp_path, cache):
-    ended = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=tmp_path,
-                           env=os.environ | {"PYTHONPATH": str(Path(teachers.__file__).parent)})
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(teachers.__file__).parent)},
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["cannot write file"] * 3
     assert list(tmp_path.iterdir()) == []
@@ -1303,8 +1405,9 @@ print(seconds, peak() - before, float(total))
 def test_a_cached_vit_s_loads_within_a_second_and_in_less_than_two_and_a_half_times_its_size(cache):
     cache.mkdir(parents=True)
     save_file(tensors := weights("dino_s"), cache_path("dino_s"))
-    ended = subprocess.run([sys.executable, "-c", COST], capture_output=True, text=True, check=True,
-                           cwd=Path(teachers.__file__).parent)
+    ended = subprocess.run(
+        [sys.executable, "-c", COST], capture_output=True, text=True, check=True, cwd=Path(teachers.__file__).parent
+    )
     seconds, memory, total = map(float, ended.stdout.split())
     assert total == pytest.approx(float(sum(value.sum() for value in tensors.values())), rel=1e-4)
     assert seconds < 1 and 0.9 < memory / (4 * count_parameters(TEACHERS["dino_s"].config)) < 2.5
@@ -1312,6 +1415,7 @@ def test_a_cached_vit_s_loads_within_a_second_and_in_less_than_two_and_a_half_ti
 
 # ---------------------------------------------------------------------------------------------------------------
 # transfer.py
+
 
 def random_routing(B=2, H=3, N=21, d=8, bias=False, seed=0, dtype=torch.float64) -> Routing:
     generator = torch.Generator().manual_seed(seed)
@@ -1399,7 +1503,9 @@ def test_memory_grows_with_the_tokens_in_flash_transfer_and_with_their_square_in
     for flash in True, False:
         peaks = []
         for size in 128, 256:  # 257 and 1,025 tokens
-            student, teacher = (vit("deit_nano", seed, kind, img_size=size) for seed, kind in ((0, "native"), (1, "teacher")))
+            student, teacher = (
+                vit("deit_nano", seed, kind, img_size=size) for seed, kind in ((0, "native"), (1, "teacher"))
+            )
             module, images = AttentionTransfer(student, teacher, method, flash=flash).train(), pictures(1, size)
 
             def step():
@@ -1437,7 +1543,9 @@ def plain_transfer(student: ViT, teacher: ViT, images: torch.Tensor, method: str
 @pytest.mark.parametrize("blocks", [None, "1-2"])
 @pytest.mark.parametrize("method", ["copy", "distill"])
 @pytest.mark.parametrize("components", ["standard", "native"])
-@pytest.mark.parametrize("name", ["deit_nano", "beit_nano", "dinov2_reg_nano", "dinov3_nano", "siglip_nano", "eva02_nano"])
+@pytest.mark.parametrize(
+    "name", ["deit_nano", "beit_nano", "dinov2_reg_nano", "dinov3_nano", "siglip_nano", "eva02_nano"]
+)
 def test_transfer_gives_the_logits_losses_and_gradients_of_its_definition(name, components, method, blocks, flash):
     student, teacher = vit(name, 0, components).train(), vit(name, 1, "teacher")
     twin = copy.deepcopy(student)
@@ -1510,14 +1618,18 @@ def test_the_teacher_runs_no_further_than_what_is_used(what):
 def test_teacher_and_student_drop_the_same_branches_of_an_image():
     config = dict(drop_path=0.9)
     student, teacher = vit("deit_nano", 1, "teacher", **config).train(), vit("deit_nano", 1, "teacher")
-    for seed in range(3):  # the same weights and the same branches: the same maps, so only the teacher's entropy is left
+    for seed in range(
+        3
+    ):  # the same weights and the same branches: the same maps, so only the teacher's entropy is left
         torch.manual_seed(seed)
         loss = AttentionTransfer(student, teacher, "distill", loss="kl")(pictures(8))[1]
         assert loss < 1e-5
     torch.manual_seed(0)
     paths = student.draw_paths(pictures(8))
-    apart = [plain_divergence(a, b, LOSSES["kl"]) for a, b in
-             zip(teacher.route(pictures(8), 4), teacher.route(pictures(8), 4, paths))]
+    apart = [
+        plain_divergence(a, b, LOSSES["kl"])
+        for a, b in zip(teacher.route(pictures(8), 4), teacher.route(pictures(8), 4, paths))
+    ]
     assert sum(apart) > 1e-2  # and without them, other maps
 
 
@@ -1531,7 +1643,9 @@ def test_registers_that_only_the_teacher_has_leave_their_share_to_the_rest_of_th
     kept = whole[..., keep, :][..., keep]
     assert torch.allclose(aligned, kept / kept.sum(-1, keepdim=True), atol=1e-5)
     native = vit("dinov3_nano", 0, "native")
-    assert torch.equal(align(teacher.route(pictures(), 1)[0], teacher.config, native.config).q, teacher.route(pictures(), 1)[0].q)
+    assert torch.equal(
+        align(teacher.route(pictures(), 1)[0], teacher.config, native.config).q, teacher.route(pictures(), 1)[0].q
+    )
 
 
 @pytest.mark.parametrize("what", ["q", "k"])
@@ -1555,7 +1669,7 @@ def test_distilling_an_activation_is_its_mean_squared_error(what):
         for number in 1, 2:
             ours, theirs = (getattr(notes[number].routing if what in "qk" else notes[number], what) for notes in seen)
             R = theirs.shape[-2] - ours.shape[-2]
-            theirs = torch.cat((theirs[..., :1, :], theirs[..., 1 + R:, :]), dim=-2)
+            theirs = torch.cat((theirs[..., :1, :], theirs[..., 1 + R :, :]), dim=-2)
             wanted = wanted + (ours - theirs).square().mean()
         assert torch.isclose(loss, wanted, rtol=1e-5)
 
@@ -1564,7 +1678,9 @@ def test_distilling_an_activation_is_its_mean_squared_error(what):
 def test_copying_some_heads_leaves_the_others_the_students_own(name):
     student, teacher, seen = vit(name), vit(name, 1, "teacher"), []
     module = AttentionTransfer(student, teacher, "copy", heads="1,3")
-    student.forward_features(pictures(), module.reroutes(pictures(), None), lambda number, attended: seen.append(attended))
+    student.forward_features(
+        pictures(), module.reroutes(pictures(), None), lambda number, attended: seen.append(attended)
+    )
     theirs, own = attention_map(teacher.route(pictures(), 1)[0]), attention_map(student.route(pictures(), 1)[0])
     mixed = attention_map(seen[0].routing)
     assert torch.allclose(mixed[:, [1, 3]], theirs[:, [1, 3]], atol=1e-5)
@@ -1575,8 +1691,10 @@ def test_distilling_some_heads_and_a_temperature_are_those_of_the_maps():
     student, teacher = vit("deit_nano").train(), vit("deit_nano", 1, "teacher")
     for flash in True, False:
         loss = AttentionTransfer(student, teacher, blocks=1, heads=[0, 2], temperature=2.0, flash=flash)(pictures())[1]
-        (p, log_s) = ((r.q @ r.k.transpose(-1, -2) / 16 ** 0.5 / 2)[:, [0, 2]].log_softmax(-1)
-                      for r in (model.route(pictures(), 1)[0] for model in (teacher, student)))
+        (p, log_s) = (
+            (r.q @ r.k.transpose(-1, -2) / 16**0.5 / 2)[:, [0, 2]].log_softmax(-1)
+            for r in (model.route(pictures(), 1)[0] for model in (teacher, student))
+        )
         assert torch.isclose(loss, -(p.exp() * log_s).sum(-1).mean(), rtol=1e-5)
 
 
@@ -1593,8 +1711,15 @@ def test_transfer_in_bfloat16_is_near_that_in_float32():
 
 
 def test_blocks_are_a_count_a_range_or_a_list():
-    for numbers, meant in ((None, [0, 1, 2, 3]), (2, [0, 1]), ("2", [0, 1]), ("1-2", [1, 2]), ("0,3", [0, 3]),
-                           ("3,", [3]), ([2, 0], [0, 2])):
+    for numbers, meant in (
+        (None, [0, 1, 2, 3]),
+        (2, [0, 1]),
+        ("2", [0, 1]),
+        ("1-2", [1, 2]),
+        ("0,3", [0, 3]),
+        ("3,", [3]),
+        ([2, 0], [0, 2]),
+    ):
         assert parse_numbers(numbers, 4, "blocks") == meant
     for numbers in "5", "0", "x", "2-1", "3-8", "0,4", "-1", [], [4], "":
         with pytest.raises(UserError, match="blocks"):
@@ -1625,19 +1750,22 @@ def test_a_student_with_everything_of_the_teacher_computes_its_tokens():
     assert torch.equal(student.forward_features(pictures()), teacher.forward_features(pictures()))
 
 
-@pytest.mark.parametrize("student, teacher, arguments, says", [
-    ({}, dict(depth=3), {}, "3 blocks and the student 4"),
-    ({}, dict(heads=8), {}, "8 heads and the student 4"),
-    ({}, dict(img_size=64), {}, "8 patches a side and the student 4"),
-    (dict(registers=2), {}, {}, "0 registers and the student 2"),
-    ({}, {}, dict(method="coppy"), "did you mean copy"),
-    ({}, {}, dict(what="maps"), "did you mean map"),
-    ({}, {}, dict(loss="cross-entropy"), "did you mean cross_entropy"),
-    ({}, {}, dict(method="copy", what="v"), "distilled, not copied"),
-    ({}, {}, dict(blocks=5), "there are 4"),
-    ({}, {}, dict(heads="0-4"), "there are 4"),
-    ({}, {}, dict(temperature=0), "temperature"),
-])
+@pytest.mark.parametrize(
+    "student, teacher, arguments, says",
+    [
+        ({}, dict(depth=3), {}, "3 blocks and the student 4"),
+        ({}, dict(heads=8), {}, "8 heads and the student 4"),
+        ({}, dict(img_size=64), {}, "8 patches a side and the student 4"),
+        (dict(registers=2), {}, {}, "0 registers and the student 2"),
+        ({}, {}, dict(method="coppy"), "did you mean copy"),
+        ({}, {}, dict(what="maps"), "did you mean map"),
+        ({}, {}, dict(loss="cross-entropy"), "did you mean cross_entropy"),
+        ({}, {}, dict(method="copy", what="v"), "distilled, not copied"),
+        ({}, {}, dict(blocks=5), "there are 4"),
+        ({}, {}, dict(heads="0-4"), "there are 4"),
+        ({}, {}, dict(temperature=0), "temperature"),
+    ],
+)
 def test_a_transfer_that_makes_no_sense_is_one_clear_line(student, teacher, arguments, says):
     config = TEACHERS["deit_nano"].config
     with pytest.raises(UserError, match=says) as caught:
@@ -1658,13 +1786,15 @@ def test_measures_know_uniform_and_one_hot_maps():
     uniform, first = torch.full((1, 2, N, N), 1 / N), torch.zeros(1, 2, N, N)
     first[..., 0] = 1
     found = measures(uniform, first.clone(), config)
-    places = torch.cartesian_prod(torch.arange(3.), torch.arange(3.))
+    places = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
     assert torch.allclose(found["teacher entropy"], torch.tensor(math.log(N)))
     assert torch.allclose(found["teacher distance"], torch.cdist(places, places).mean())
     assert torch.allclose(found["teacher registers"], torch.tensor(2 / N))
     assert torch.allclose(found["teacher sink"], torch.tensor(1 / N))
     assert found["student entropy"].abs().max() < 1e-6
-    assert torch.allclose(found["student class token"], torch.ones(2)) and torch.allclose(found["student sink"], torch.ones(2))
+    assert torch.allclose(found["student class token"], torch.ones(2)) and torch.allclose(
+        found["student sink"], torch.ones(2)
+    )
     itself = measures(uniform, uniform.clone(), config)
     assert itself["kl"].abs().max() < 1e-6 and itself["js"].abs().max() < 1e-6
     assert found["kl"].min() > 1 and found["js"].min() > 0.1
@@ -1696,8 +1826,14 @@ QUICK = ["--epochs", "2", "--train-images", "40", "--batch-size", "16", "--amp",
 def command(*words, processes=0, **options) -> subprocess.CompletedProcess:
     """Runs train.py as a user does, in a process of its own or in several."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-    return subprocess.run([sys.executable, *launcher, HERE / "train.py", *map(str, words)], capture_output=True,
-                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, *launcher, HERE / "train.py", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+        **options,
+    )
 
 
 def inside(monkeypatch, capsys, *words) -> str:
@@ -1728,7 +1864,12 @@ def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano, mo
     assert out.splitlines()[-2].split()[:4] == ["deit_nano", "matching", "standard", "0"]
     for mode in "baseline", "distill":
         folder = Path(f"runs/deit_nano-matching-{mode}-seed0")
-        assert {path.name for path in folder.iterdir()} == {"config.json", "log.jsonl", "student.safetensors", "result.json"}
+        assert {path.name for path in folder.iterdir()} == {
+            "config.json",
+            "log.jsonl",
+            "student.safetensors",
+            "result.json",
+        }
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["step"] == 6
         assert (lines[0]["transfer_loss"] > 0) == (mode == "distill")
@@ -1764,7 +1905,9 @@ def test_a_seed_repeats_a_run_exactly_and_two_seeds_differ(nano, monkeypatch, ca
     recipe = ["--mixup", 0.8, "--cutmix", 1, "--drop-path", 0.2, "--ema", 0.9, "--smoothing", 0.1, "--layer-decay", 0.8]
     for out, seed in ("a", 0), ("b", 0), ("c", 1):
         inside(monkeypatch, capsys, "--mode", "transfer", *QUICK, *recipe, "--seed", seed, "--out", out)
-    a, b, c = (student_of(f"{out}/deit_nano-matching-distill-seed{seed}") for out, seed in (("a", 0), ("b", 0), ("c", 1)))
+    a, b, c = (
+        student_of(f"{out}/deit_nano-matching-distill-seed{seed}") for out, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
     assert same(a, b) and not same(a, c)
 
 
@@ -1775,7 +1918,8 @@ class Killed(Exception):
 @pytest.mark.parametrize("method", ["copy", "distill"])
 @pytest.mark.parametrize("step", [2, 4, 5])
 def test_a_run_that_is_killed_at_any_step_ends_with_the_student_it_would_have_had(
-        method, step, nano, monkeypatch, capsys, small_matching):
+    method, step, nano, monkeypatch, capsys, small_matching
+):
     words = ["--mode", "transfer", "--method", method, *QUICK, "--mixup", 0.8, "--drop-path", 0.2, "--ema", 0.9]
     inside(monkeypatch, capsys, *words, "--out", "whole")
     train_step = train.Trainer.train_step
@@ -1794,10 +1938,16 @@ def test_a_run_that_is_killed_at_any_step_ends_with_the_student_it_would_have_ha
     for name in "student.safetensors", "student_ema.safetensors":
         whole, broken = (load_file(f"{out}/deit_nano-matching-{method}-seed0/{name}") for out in ("whole", "broken"))
         assert same(whole, broken)
-    logs = [[json.loads(line) for line in Path(f"{out}/deit_nano-matching-{method}-seed0/log.jsonl").read_text().splitlines()]
-            for out in ("whole", "broken")]
+    logs = [
+        [
+            json.loads(line)
+            for line in Path(f"{out}/deit_nano-matching-{method}-seed0/log.jsonl").read_text().splitlines()
+        ]
+        for out in ("whole", "broken")
+    ]
     assert [(line["epoch"], line["loss"], line["top1"]) for line in logs[0]] == [
-        (line["epoch"], line["loss"], line["top1"]) for line in logs[1]]
+        (line["epoch"], line["loss"], line["top1"]) for line in logs[1]
+    ]
 
 
 def test_kill_9_and_ctrl_c_lose_nothing(nano):
@@ -1806,9 +1956,13 @@ def test_kill_9_and_ctrl_c_lose_nothing(nano):
     assert done.returncode == 0, done.stderr
     for ending, code in (signal.SIGKILL, -9), (signal.SIGINT, 130):
         folder = Path(f"broken{code}/deit_nano-matching-baseline-seed0")
-        process = subprocess.Popen([sys.executable, HERE / "train.py", *words, "--out", f"broken{code}"], text=True,
-                                   stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, HERE / "train.py", *words, "--out", f"broken{code}"],
+            text=True,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         waited = 0
         while not (folder / ("checkpoint.pt" if ending is signal.SIGKILL else "log.jsonl")).exists() and waited < 60:
             time.sleep(0.02)
@@ -1826,9 +1980,26 @@ def test_kill_9_and_ctrl_c_lose_nothing(nano):
 def test_a_signal_that_reaches_the_loaders_workers_too_loses_nothing(nano):
     write_class_folders(Path("pictures"), "ab", 300)
     process = subprocess.Popen(
-        [sys.executable, HERE / "train.py", "--mode", "baseline", "--data", "pictures", "--workers", "1",
-         "--batch-size", "2", "--epochs", "500"], text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+        [
+            sys.executable,
+            HERE / "train.py",
+            "--mode",
+            "baseline",
+            "--data",
+            "pictures",
+            "--workers",
+            "1",
+            "--batch-size",
+            "2",
+            "--epochs",
+            "500",
+        ],
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     folder, waited = Path("runs/deit_nano-pictures-baseline-seed0"), 0
     while not (folder / "log.jsonl").exists() and waited < 60:
         time.sleep(0.02)
@@ -1851,8 +2022,24 @@ def test_an_image_that_cannot_be_read_in_the_middle_of_a_training_is_named_in_on
 
 @pytest.mark.parametrize("method", ["copy", "distill"])
 def test_two_processes_train_the_student_that_one_trains(method, nano):
-    words = ["--mode", "transfer", "--method", method, "--epochs", 2, "--train-images", 45, "--batch-size", 16,
-             "--device", "cpu", "--accumulate", 2, "--clip", 0]
+    words = [
+        "--mode",
+        "transfer",
+        "--method",
+        method,
+        "--epochs",
+        2,
+        "--train-images",
+        45,
+        "--batch-size",
+        16,
+        "--device",
+        "cpu",
+        "--accumulate",
+        2,
+        "--clip",
+        0,
+    ]
     alone, together = command(*words, "--out", "one"), command(*words, "--out", "two", processes=2)
     assert alone.returncode == 0 and together.returncode == 0, together.stderr
     one, two = (student_of(f"{out}/deit_nano-matching-{method}-seed0") for out in ("one", "two"))
@@ -1863,7 +2050,9 @@ def test_two_processes_train_the_student_that_one_trains(method, nano):
             apart[64:128] = 0  # a bias on k changes no map: its gradient is rounding, which Adam makes steps of
         assert apart.max() < 2e-4, key
     assert max((one[key] - value).abs().max() for key, value in start.state_dict().items()) > 0.05
-    results = [json.loads(Path(f"{out}/deit_nano-matching-{method}-seed0/result.json").read_text()) for out in ("one", "two")]
+    results = [
+        json.loads(Path(f"{out}/deit_nano-matching-{method}-seed0/result.json").read_text()) for out in ("one", "two")
+    ]
     assert results[0]["n"] == results[1]["n"] == 10_000
     assert abs(results[0]["top1"] - results[1]["top1"]) < 0.1
     assert together.stdout.count("next:") == 1
@@ -1879,13 +2068,18 @@ def test_a_grid_runs_every_combination_and_skips_what_is_finished(nano, monkeypa
 
 def test_every_method_what_loss_and_start_trains(nano, monkeypatch, capsys, small_matching):
     base = ["--teacher", "dinov2_reg_nano", *QUICK, "--epochs", 1]
-    for number, words in enumerate([
-            ["--mode", "transfer", "--method", "copy", "--what", "q"], ["--mode", "transfer", "--what", "v"],
-            ["--mode", "transfer", "--what", "output", "--blocks", "1-2"], ["--mode", "transfer", "--loss", "js"],
+    for number, words in enumerate(
+        [
+            ["--mode", "transfer", "--method", "copy", "--what", "q"],
+            ["--mode", "transfer", "--what", "v"],
+            ["--mode", "transfer", "--what", "output", "--blocks", "1-2"],
+            ["--mode", "transfer", "--loss", "js"],
             ["--mode", "transfer", "--heads", "0,2", "--temperature", 2, "--student", "registers"],
             ["--mode", "finetune", "--student", "native"],
             ["--mode", "baseline", "--init", "mlp", "--student", "layerscale"],
-            ["--mode", "transfer", "--student", "layerscale,registers"]]):
+            ["--mode", "transfer", "--student", "layerscale,registers"],
+        ]
+    ):
         out = inside(monkeypatch, capsys, *base, *words, "--out", f"out{number}")
         assert "next:" in out and len(list(Path(f"out{number}").iterdir())) == 1
 
@@ -1909,8 +2103,28 @@ def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_method
     config = TEACHERS["eva02_s"].config
     theirs = scramble(timm.create_model("eva02_small_patch14_224"))
     path = publish("eva02_s", theirs, Path("."))
-    out = inside(monkeypatch, capsys, "--teacher", "eva02_s", "--weights", path, "--data", "animals", "--epochs", 1,
-                 "--batch-size", 4, "--mode", "baseline", "transfer", "--method", "copy", "distill", "--workers", 1)
+    out = inside(
+        monkeypatch,
+        capsys,
+        "--teacher",
+        "eva02_s",
+        "--weights",
+        path,
+        "--data",
+        "animals",
+        "--epochs",
+        1,
+        "--batch-size",
+        4,
+        "--mode",
+        "baseline",
+        "transfer",
+        "--method",
+        "copy",
+        "distill",
+        "--workers",
+        1,
+    )
     assert len(list(Path("runs").iterdir())) == 3 and "eva02_s-animals-distill-seed0" in out
     student = evaluation.load_student("runs/eva02_s-animals-distill-seed0")
     assert student.config.pool == "avg" and student.config.grid == config.grid and student.config.num_classes == 2
@@ -1921,7 +2135,20 @@ def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_method
 
 
 def test_bfloat16_and_accumulation_train(nano, monkeypatch, capsys, small_matching):
-    inside(monkeypatch, capsys, "--mode", "transfer", "--method", "copy", "distill", *QUICK, "--amp", "bf16", "--accumulate", 3)
+    inside(
+        monkeypatch,
+        capsys,
+        "--mode",
+        "transfer",
+        "--method",
+        "copy",
+        "distill",
+        *QUICK,
+        "--amp",
+        "bf16",
+        "--accumulate",
+        3,
+    )
     assert len(list(Path("runs").iterdir())) == 2
 
 
@@ -1932,7 +2159,9 @@ def test_accumulating_gradients_gives_the_student_of_the_whole_batch(nano, monke
     assert all(torch.allclose(one[key], four[key], atol=1e-3) for key in one)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(nano, monkeypatch, capsys, small_matching):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    nano, monkeypatch, capsys, small_matching
+):
     train_step = train.Trainer.train_step
 
     def spoiled(trainer, images, labels):
@@ -1956,8 +2185,8 @@ def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
     for name, parameter in student.named_parameters():
         matrix = name.endswith("weight") and "norm" not in name
         assert of[id(parameter)]["weight_decay"] == (0.1 if matrix else 0), name
-    assert of[id(student.cls_token)]["lr"] == of[id(student.rel_pos_bias.relative_position_bias_table)]["lr"] == 0.5 ** 5
-    assert [of[id(block.attn.qkv.weight)]["lr"] for block in student.blocks] == [0.5 ** 4, 0.5 ** 3, 0.5 ** 2, 0.5]
+    assert of[id(student.cls_token)]["lr"] == of[id(student.rel_pos_bias.relative_position_bias_table)]["lr"] == 0.5**5
+    assert [of[id(block.attn.qkv.weight)]["lr"] for block in student.blocks] == [0.5**4, 0.5**3, 0.5**2, 0.5]
     assert of[id(student.head.weight)]["lr"] == 1
 
 
@@ -1968,26 +2197,44 @@ def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
     assert settings["lr"] == 1e-3 and settings["epochs"] == 200 and settings["warmup"] == 0.1  # 20 of 200 epochs
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--teacher", "eva2_s"], "did you mean eva02_s"), (["--mode", "transfr"], "did you mean transfer"),
-    (["--method", "coppy"], "did you mean copy"), (["--data", "matchin"], "did you mean matching"),
-    (["--student", "layerscal", "--teacher", "dinov2_nano"], "did you mean layerscale"),
-    (["--student", "layerscale"], "deit_nano has no layerscale"), (["--epochs", "0"], "of at least 1"),
-    (["--lr", "fast"], "'fast' is not a number"), (["--lr", "nan"], "'nan' is not a number"),
-    (["--drop-path", "1.5"], "from 0 to 0.99"), (["--blocks", "9"], "there are 4"), (["--blocks", "x"], "no count"),
-    (["--heads", "7"], "there are 4"), (["--img-size", "33"], "not a multiple of the patch size 8"),
-    (["--device", "cuda:9"], "device 'cuda:9' is not there"), (["--device", "abacus"], "device 'abacus' is not there"),
-    (["--amp", "fp16", "--device", "cpu"], "needs CUDA"), (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-    (["--weights", "junk.pth"], "junk.pth"), (["--out", "junk.pth"], "choose another --out"),
-    (["--init", "mpl"], "did you mean mlp"), (["--data", "empty"], "has no class folders"),
-    (["--train-images", "-3"], "'-3' is not a whole number"), (["--data", "a/same", "b/same"], "share the folder"),
-    (["--epoch", "3"], "unrecognized arguments"),
-    (["--method", "copy", "--what", "v"], "distilled, not copied"), (["--what", "q", "--loss", "kl"], "leave out loss"),
-    (["--device", "meta"], "device 'meta' is not there"), (["--seed", str(2 ** 64)], "from 0 to 4294967295"),
-    (["--blocks", "99999999999"], "there are 4"), (["--train-images", "1000000000"], "1 to 100,000"),
-    (["--teacher", "deit_nano", "dino_nano", "--weights", "junk.pth"], "give one --teacher"),
-    (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--teacher", "eva2_s"], "did you mean eva02_s"),
+        (["--mode", "transfr"], "did you mean transfer"),
+        (["--method", "coppy"], "did you mean copy"),
+        (["--data", "matchin"], "did you mean matching"),
+        (["--student", "layerscal", "--teacher", "dinov2_nano"], "did you mean layerscale"),
+        (["--student", "layerscale"], "deit_nano has no layerscale"),
+        (["--epochs", "0"], "of at least 1"),
+        (["--lr", "fast"], "'fast' is not a number"),
+        (["--lr", "nan"], "'nan' is not a number"),
+        (["--drop-path", "1.5"], "from 0 to 0.99"),
+        (["--blocks", "9"], "there are 4"),
+        (["--blocks", "x"], "no count"),
+        (["--heads", "7"], "there are 4"),
+        (["--img-size", "33"], "not a multiple of the patch size 8"),
+        (["--device", "cuda:9"], "device 'cuda:9' is not there"),
+        (["--device", "abacus"], "device 'abacus' is not there"),
+        (["--amp", "fp16", "--device", "cpu"], "needs CUDA"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--weights", "junk.pth"], "junk.pth"),
+        (["--out", "junk.pth"], "choose another --out"),
+        (["--init", "mpl"], "did you mean mlp"),
+        (["--data", "empty"], "has no class folders"),
+        (["--train-images", "-3"], "'-3' is not a whole number"),
+        (["--data", "a/same", "b/same"], "share the folder"),
+        (["--epoch", "3"], "unrecognized arguments"),
+        (["--method", "copy", "--what", "v"], "distilled, not copied"),
+        (["--what", "q", "--loss", "kl"], "leave out loss"),
+        (["--device", "meta"], "device 'meta' is not there"),
+        (["--seed", str(2**64)], "from 0 to 4294967295"),
+        (["--blocks", "99999999999"], "there are 4"),
+        (["--train-images", "1000000000"], "1 to 100,000"),
+        (["--teacher", "deit_nano", "dino_nano", "--weights", "junk.pth"], "give one --teacher"),
+        (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
+    ],
+)
 def test_a_mistake_is_one_line_that_says_what_to_do(words, says, nano, monkeypatch, capsys):
     Path("junk.pth").write_bytes(b"\0junk")
     for folder in "empty", "a/same/x", "b/same/x":
@@ -2023,6 +2270,7 @@ def call(script, words, monkeypatch) -> None:
 def write_class_folders(folder, names, each=2, seed=0):
     """Class folders of small random pictures."""
     from torchvision.transforms.v2.functional import to_pil_image
+
     generator = torch.Generator().manual_seed(seed)
     for name in names:
         (folder / name).mkdir(parents=True)
@@ -2039,12 +2287,34 @@ def trained(tmp_path_factory):
         write_class_folders(root / "data" / "imagenet" / part, WORDNET, each, len(part))
     with pytest.MonkeyPatch.context() as patch:
         three = "--mode", "baseline", "transfer", "--method", "copy", "distill", "--ema", "0.5"
-        for teacher, *words in (("deit_nano", *three),
-                                ("dinov2_reg_nano", "--mode", "transfer", "--student", "standard", "native"),
-                                ("siglip_nano", "--mode", "transfer")):
-            call(train, ["--teacher", teacher, "--weights", "random", "--epochs", "2", "--workers", "0",
-                         "--device", "cpu", "--data", "imagenet", "--data-root", root / "data", "--out", root / "runs",
-                         *words], patch)
+        for teacher, *words in (
+            ("deit_nano", *three),
+            ("dinov2_reg_nano", "--mode", "transfer", "--student", "standard", "native"),
+            ("siglip_nano", "--mode", "transfer"),
+        ):
+            call(
+                train,
+                [
+                    "--teacher",
+                    teacher,
+                    "--weights",
+                    "random",
+                    "--epochs",
+                    "2",
+                    "--workers",
+                    "0",
+                    "--device",
+                    "cpu",
+                    "--data",
+                    "imagenet",
+                    "--data-root",
+                    root / "data",
+                    "--out",
+                    root / "runs",
+                    *words,
+                ],
+                patch,
+            )
     return root
 
 
@@ -2082,18 +2352,25 @@ def test_ema_loads_the_moving_average(trained):
     assert average.head.weight.equal(load_file(folder / "student_ema.safetensors")["head.weight"])
 
 
-@pytest.mark.parametrize("name, place, classes, folders", [
-    ("imagenet_a", "imagenet-a", [6, 1, 4], None), ("imagenet_r", "imagenet_r", [2, 3], None),
-    ("imagenet_sketch", "sketch", range(8), None),
-    ("imagenet_v2", "imagenetv2-matched-frequency-format-val", range(8), [str(number) for number in range(8)])])
-def test_a_shifted_set_asks_the_student_only_among_its_classes(trained, tmp_path, name, place, classes, folders,
-                                                               monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "name, place, classes, folders",
+    [
+        ("imagenet_a", "imagenet-a", [6, 1, 4], None),
+        ("imagenet_r", "imagenet_r", [2, 3], None),
+        ("imagenet_sketch", "sketch", range(8), None),
+        ("imagenet_v2", "imagenetv2-matched-frequency-format-val", range(8), [str(number) for number in range(8)]),
+    ],
+)
+def test_a_shifted_set_asks_the_student_only_among_its_classes(
+    trained, tmp_path, name, place, classes, folders, monkeypatch, capsys
+):
     names = [WORDNET[number] for number in classes]
     write_class_folders(tmp_path / place, folders or names, each=3, seed=5)
     folder = run(trained, "deit_nano distill")
     call(evaluation, [folder, "--data", name, "--data-root", tmp_path], monkeypatch)
     # The same by hand: PIL, the teacher's normalisation, the student, and a maximum over the classes of the set.
     from torchvision.transforms.v2.functional import pil_to_tensor
+
     student, right, view = evaluation.load_student(folder), [], data.views("imagenet", 32)[0]
     for number, place_name in zip(classes, folders or names):
         for file in (tmp_path / place / place_name).iterdir():
@@ -2123,8 +2400,16 @@ def test_a_standard_student_opens_strictly_in_timm_with_the_same_logits(trained,
     ours = scramble(ViT(evaluation.ViTConfig(**config["student"])))
     (folder / "config.json").write_text(json.dumps(config))
     save_file(ours.state_dict(), folder / "student.safetensors")
-    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, depth=4, num_heads=4,
-                               num_classes=8, global_pool=pool).eval()
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        num_classes=8,
+        global_pool=pool,
+    ).eval()
     theirs.load_state_dict(load_file(folder / "student.safetensors"), strict=True)
     images = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(evaluation.load_student(folder)(images), theirs(images), rtol=1e-4, atol=1e-5)
@@ -2163,12 +2448,21 @@ def results(trained, tmp_path):
 
 def test_the_table_holds_gains_over_the_baseline_of_the_same_seed(results, tmp_path, monkeypatch, capsys):
     call(evaluation, ["--table", results, "--csv", tmp_path / "t.csv"], monkeypatch)
-    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
-             if "|" in line]
+    lines = [
+        [part.strip() for part in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if "|" in line
+    ]
     shown = {cells[1]: dict(zip(lines[0], cells)) for cells in lines[2:]}
-    expected = {"family": "DeiT", "teacher": "deit_nano", "baseline": "51.0 ± 1.4", "copy": "-",
-                "distill": "+4.0 ± 1.4", "native copy": "-", "native distill": "**-1.2 ± 0.4**", "native baseline": "-",
-                "distill loss=js": "**-1.0**"}
+    expected = {
+        "family": "DeiT",
+        "teacher": "deit_nano",
+        "baseline": "51.0 ± 1.4",
+        "copy": "-",
+        "distill": "+4.0 ± 1.4",
+        "native copy": "-",
+        "native distill": "**-1.2 ± 0.4**",
+        "native baseline": "-",
+        "distill loss=js": "**-1.0**",
+    }
     assert shown["deit_nano"] == expected
     untrained = shown["deit_nano (random)"]
     assert untrained["distill"] == "**-10.0**" and untrained["baseline"] == "51.0 ± 1.4"
@@ -2200,15 +2494,21 @@ def test_runs_that_cannot_be_compared_have_a_table_each(results, setting, value,
 # Maps
 
 
-@pytest.mark.parametrize("name", ["deit_nano distill", "dinov2_reg_nano distill", "dinov2_reg_nano distill native",
-                                  "siglip_nano distill"])
+@pytest.mark.parametrize(
+    "name", ["deit_nano distill", "dinov2_reg_nano distill", "dinov2_reg_nano distill native", "siglip_nano distill"]
+)
 @torch.inference_mode()
 def test_a_teachers_map_is_shown_among_the_students_tokens(trained, name):
     config, student = evaluation.read_run(run(trained, name)), evaluation.load_student(run(trained, name))
     teacher, images = evaluation.run_teacher(config["settings"]), torch.randn(2, 3, 32, 32)
     theirs, ours = evaluation.both_maps(config["settings"], student, teacher, images)
-    kept = torch.tensor([token for token in range(16 + teacher.config.prefix) if student.config.registers
-                         or not 1 <= token <= teacher.config.registers])
+    kept = torch.tensor(
+        [
+            token
+            for token in range(16 + teacher.config.prefix)
+            if student.config.registers or not 1 <= token <= teacher.config.registers
+        ]
+    )
     for block, whole in enumerate(teacher.attention_maps(images)):
         part = whole[..., kept[:, None], kept]
         torch.testing.assert_close(theirs[block], part / part.sum(-1, keepdim=True))
@@ -2233,7 +2533,9 @@ def test_agreement_prints_the_divergence_of_the_maps_by_block(trained, monkeypat
     settings, student = evaluation.read_run(folder)["settings"], evaluation.load_student(folder)
     images = torch.stack([image for image, _ in evaluation.run_data(settings).val])
     with torch.inference_mode():
-        pairs = zip(evaluation.run_teacher(settings).attention_maps(images), student.attention_maps(images), strict=True)
+        pairs = zip(
+            evaluation.run_teacher(settings).attention_maps(images), student.attention_maps(images), strict=True
+        )
         expected = [kl(theirs, ours.log()).mean().item() for theirs, ours in pairs]
     assert shown == pytest.approx(expected, abs=6e-4) and max(shown) > 0.01
 
@@ -2266,12 +2568,18 @@ def test_an_ensemble_weighs_probabilities_and_not_logits(trained, tmp_path, monk
 # Pictures and speed
 
 
-@pytest.mark.parametrize("words", [
-    ["--maps", "FILE", "deit_nano copy"], ["--maps", "FILE", "dinov2_reg_nano distill native", "--patch", "3,0"],
-    ["--maps", "FILE", "siglip_nano distill", "--image", "IMAGE"],
-    ["--agreement", "deit_nano distill", "--figure", "FILE"],
-    ["--curves", "FILE", "deit_nano baseline", "deit_nano distill"], ["--table", "RUNS", "--figure", "FILE"]],
-    ids=lambda words: " ".join(words[:3]))
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--maps", "FILE", "deit_nano copy"],
+        ["--maps", "FILE", "dinov2_reg_nano distill native", "--patch", "3,0"],
+        ["--maps", "FILE", "siglip_nano distill", "--image", "IMAGE"],
+        ["--agreement", "deit_nano distill", "--figure", "FILE"],
+        ["--curves", "FILE", "deit_nano baseline", "deit_nano distill"],
+        ["--table", "RUNS", "--figure", "FILE"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
 def test_a_picture_is_drawn(trained, tmp_path, words, monkeypatch):
     image = trained / "data" / "imagenet" / "val" / WORDNET[0] / "0.png"
     named = {"FILE": tmp_path / "new" / "picture.png", "IMAGE": image, "RUNS": trained / "runs"}
@@ -2314,45 +2622,61 @@ def damage(folder, name, text=None):
     (folder / name).unlink() if text is None else (folder / name).write_text(text)
 
 
-@pytest.mark.parametrize("words, expected", [
-    (["NOWHERE"], "is no run"), ([], "takes RUN..., and was given 0"),
-    (["RUN", "--csv", "x.csv"], "--csv does not go with"),
-    (["--table", "NOWHERE"], "no finished runs"),
-    (["--table", "NOWHERE", "--curves", "c.png", "RUN"], "not allowed with"),
-    (["RUN", "--data", "imagenet_z"], "did you mean"),
-    (["RUN", "--data", "imagenet_a", "--data-root", "NOWHERE"], "imagenet-a"),
-    (["RUN", "--data", "matching"], "choose data of the same"),
-    (["--ensemble", "RUN"], "takes RUN RUN, and was given 1"),
-    (["--maps", "m.png", "RUN", "--patch", "4,0"], "not in the grid of 4 x 4"),
-    (["--maps", "m.png", "RUN", "--patch", "x"], "not ROW,COLUMN"),
-    (["--maps", "m.png", "RUN", "--image", "CONFIG"], "as an image"),
-    (["--maps", "m.what", "RUN"], ".png, .svg or .pdf"),
-    (["--maps", "CONFIG/m.png", "RUN"], "cannot write"), (["--speed", "deit_nanu"], "deit_nano"),
-    (["--speed", "deit_nano", "--blocks", "5"], "out of range"), (["RUN", "--batch-size", "0"], "at least 1")],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["NOWHERE"], "is no run"),
+        ([], "takes RUN..., and was given 0"),
+        (["RUN", "--csv", "x.csv"], "--csv does not go with"),
+        (["--table", "NOWHERE"], "no finished runs"),
+        (["--table", "NOWHERE", "--curves", "c.png", "RUN"], "not allowed with"),
+        (["RUN", "--data", "imagenet_z"], "did you mean"),
+        (["RUN", "--data", "imagenet_a", "--data-root", "NOWHERE"], "imagenet-a"),
+        (["RUN", "--data", "matching"], "choose data of the same"),
+        (["--ensemble", "RUN"], "takes RUN RUN, and was given 1"),
+        (["--maps", "m.png", "RUN", "--patch", "4,0"], "not in the grid of 4 x 4"),
+        (["--maps", "m.png", "RUN", "--patch", "x"], "not ROW,COLUMN"),
+        (["--maps", "m.png", "RUN", "--image", "CONFIG"], "as an image"),
+        (["--maps", "m.what", "RUN"], ".png, .svg or .pdf"),
+        (["--maps", "CONFIG/m.png", "RUN"], "cannot write"),
+        (["--speed", "deit_nanu"], "deit_nano"),
+        (["--speed", "deit_nano", "--blocks", "5"], "out of range"),
+        (["RUN", "--batch-size", "0"], "at least 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
 def test_a_mistake_is_answered_in_one_line(trained, tmp_path, words, expected, monkeypatch):
     folder = run(trained, "deit_nano distill")
-    named = {"RUN": folder, "NOWHERE": tmp_path / "nowhere", "CONFIG": folder / "config.json",
-             "CONFIG/m.png": folder / "config.json" / "m.png"}
+    named = {
+        "RUN": folder,
+        "NOWHERE": tmp_path / "nowhere",
+        "CONFIG": folder / "config.json",
+        "CONFIG/m.png": folder / "config.json" / "m.png",
+    }
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         call(evaluation, [named.get(word, word) for word in words], monkeypatch)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name, text, words, expected", [
-    ("student.safetensors", None, ["RUN"], "is not finished; go on with: python train.py --teacher deit_nano"),
-    ("student_ema.safetensors", None, ["RUN", "--ema"], "kept no moving average"),
-    ("student.safetensors", "{", ["RUN"], "does not hold the student"),
-    ("config.json", "{", ["RUN"], "cannot be read"),
-    ("config.json", "{}", ["RUN"], "it is not of a run"),
-    ("result.json", "{", ["--table", "RUN"], "is damaged; remove"),
-    ("result.json", None, ["--table", "RUN"], "no finished runs"),
-    ("log.jsonl", None, ["--curves", "c.png", "RUN"], "missing"),
-    ("log.jsonl", "{", ["--curves", "c.png", "RUN"], "damaged"),
-    ("log.jsonl", "", ["--curves", "c.png", "RUN"], "an epoch")])
-def test_a_damaged_or_unfinished_run_is_answered_in_one_line(trained, tmp_path, name, text, words, expected,
-                                                             monkeypatch):
+@pytest.mark.parametrize(
+    "name, text, words, expected",
+    [
+        ("student.safetensors", None, ["RUN"], "is not finished; go on with: python train.py --teacher deit_nano"),
+        ("student_ema.safetensors", None, ["RUN", "--ema"], "kept no moving average"),
+        ("student.safetensors", "{", ["RUN"], "does not hold the student"),
+        ("config.json", "{", ["RUN"], "cannot be read"),
+        ("config.json", "{}", ["RUN"], "it is not of a run"),
+        ("result.json", "{", ["--table", "RUN"], "is damaged; remove"),
+        ("result.json", None, ["--table", "RUN"], "no finished runs"),
+        ("log.jsonl", None, ["--curves", "c.png", "RUN"], "missing"),
+        ("log.jsonl", "{", ["--curves", "c.png", "RUN"], "damaged"),
+        ("log.jsonl", "", ["--curves", "c.png", "RUN"], "an epoch"),
+    ],
+)
+def test_a_damaged_or_unfinished_run_is_answered_in_one_line(
+    trained, tmp_path, name, text, words, expected, monkeypatch
+):
     folder = copied(trained, tmp_path, "deit_nano distill")
     damage(folder, name, text)
     with pytest.raises(UserError, match=re.escape(expected)) as caught:
@@ -2370,10 +2694,18 @@ def test_a_copy_run_without_its_teachers_weights_names_the_file(trained, tmp_pat
 def test_a_set_of_other_classes_is_refused(trained, tmp_path, monkeypatch):
     write_class_folders(tmp_path / "imagenet-a", [*WORDNET[:2], "n09999999"])
     with pytest.raises(UserError, match="1 of the 3 classes of imagenet_a, such as 'n09999999'"):
-        call(evaluation, [run(trained, "deit_nano distill"), "--data", "imagenet_a", "--data-root", tmp_path], monkeypatch)
+        call(
+            evaluation,
+            [run(trained, "deit_nano distill"), "--data", "imagenet_a", "--data-root", tmp_path],
+            monkeypatch,
+        )
     write_class_folders(tmp_path / "imagenet_v2", ["0", "8"])
     with pytest.raises(UserError, match="numbers classes up to 8"):
-        call(evaluation, [run(trained, "deit_nano distill"), "--data", "imagenet_v2", "--data-root", tmp_path], monkeypatch)
+        call(
+            evaluation,
+            [run(trained, "deit_nano distill"), "--data", "imagenet_v2", "--data-root", tmp_path],
+            monkeypatch,
+        )
 
 
 def test_pictures_without_matplotlib_say_how_to_install_it(trained, monkeypatch):

@@ -31,11 +31,30 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import DATASETS, Data, find_folder, loader
-from eval import (column_of, evaluate, pick_device, predictor, read_result, run_data, run_teacher, teacher_title,
-                  transfer_of, variant)
+from eval import (
+    column_of,
+    evaluate,
+    pick_device,
+    predictor,
+    read_result,
+    run_data,
+    run_teacher,
+    teacher_title,
+    transfer_of,
+    variant,
+)
 from model import UserError, ViT
-from teachers import (TEACHERS, Arguments, answer_mistakes, cosine_schedule, find, number_from, one_of, replacing,
-                      student_config)
+from teachers import (
+    TEACHERS,
+    Arguments,
+    answer_mistakes,
+    cosine_schedule,
+    find,
+    number_from,
+    one_of,
+    replacing,
+    student_config,
+)
 from transfer import LOSSES, METHODS, WHAT, init_from
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -46,12 +65,54 @@ MODES = ("baseline", "transfer", "finetune")
 # A quick recipe for the desk, and those of Li et al. (arXiv 2411.09702) for the two methods. `lr` is for a batch of 256
 # and scaled to others.
 RECIPES = {
-    "desk": dict(epochs=50, batch_size=128, lr=None, beta2=0.98, weight_decay=0.05, warmup=0.1, clip=1.0,
-                 layer_decay=1.0, drop_path=0.0, mixup=0.0, cutmix=0.0, erasing=0.0, smoothing=0.0, ema=0.0),
-    "copy": dict(epochs=100, batch_size=2048, lr=1e-3, beta2=0.999, weight_decay=0.05, warmup=0.05, clip=0.0,
-                 layer_decay=0.75, drop_path=0.0, mixup=0.8, cutmix=1.0, erasing=0.25, smoothing=0.1, ema=0.0),
-    "distill": dict(epochs=200, batch_size=2048, lr=1e-4, beta2=0.95, weight_decay=0.3, warmup=0.1, clip=0.0,
-                    layer_decay=1.0, drop_path=0.2, mixup=0.8, cutmix=1.0, erasing=0.25, smoothing=0.1, ema=0.9999),
+    "desk": dict(
+        epochs=50,
+        batch_size=128,
+        lr=None,
+        beta2=0.98,
+        weight_decay=0.05,
+        warmup=0.1,
+        clip=1.0,
+        layer_decay=1.0,
+        drop_path=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        erasing=0.0,
+        smoothing=0.0,
+        ema=0.0,
+    ),
+    "copy": dict(
+        epochs=100,
+        batch_size=2048,
+        lr=1e-3,
+        beta2=0.999,
+        weight_decay=0.05,
+        warmup=0.05,
+        clip=0.0,
+        layer_decay=0.75,
+        drop_path=0.0,
+        mixup=0.8,
+        cutmix=1.0,
+        erasing=0.25,
+        smoothing=0.1,
+        ema=0.0,
+    ),
+    "distill": dict(
+        epochs=200,
+        batch_size=2048,
+        lr=1e-4,
+        beta2=0.95,
+        weight_decay=0.3,
+        warmup=0.1,
+        clip=0.0,
+        layer_decay=1.0,
+        drop_path=0.2,
+        mixup=0.8,
+        cutmix=1.0,
+        erasing=0.25,
+        smoothing=0.1,
+        ema=0.9999,
+    ),
 }
 DESK_LR = {"nano": 6e-3, "other": 5e-4}
 
@@ -62,17 +123,44 @@ INCIDENTAL = ("device", "amp", "compile", "workers", "data_root")
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument_group("what to run (several values make a grid)").add_argument
-    add("--teacher", nargs="+", default=["deit_nano"], type=one_of("teacher", TEACHERS), metavar="ID",
-        help="python teachers.py lists them (deit_nano)")
-    add("--mode", nargs="+", default=["baseline", "transfer"], type=one_of("mode", MODES), metavar="MODE",
-        help="baseline, transfer, finetune (baseline and transfer)")
-    add("--method", nargs="+", default=["distill"], type=one_of("method", METHODS), metavar="METHOD",
-        help="copy, distill (distill)")
-    add("--student", nargs="+", default=["standard"], metavar="COMPONENTS",
-        help="standard, native, or a comma list of the teacher's components (standard)")
-    add("--data", nargs="+", metavar="DATA", help=f"{', '.join(DATASETS)}, or a folder of class folders "
-        "(matching for nano teachers, imagenette for others)")
-    add("--seed", nargs="+", default=[0], type=number_from(int, 0, 2 ** 32 - 1), metavar="N")
+    add(
+        "--teacher",
+        nargs="+",
+        default=["deit_nano"],
+        type=one_of("teacher", TEACHERS),
+        metavar="ID",
+        help="python teachers.py lists them (deit_nano)",
+    )
+    add(
+        "--mode",
+        nargs="+",
+        default=["baseline", "transfer"],
+        type=one_of("mode", MODES),
+        metavar="MODE",
+        help="baseline, transfer, finetune (baseline and transfer)",
+    )
+    add(
+        "--method",
+        nargs="+",
+        default=["distill"],
+        type=one_of("method", METHODS),
+        metavar="METHOD",
+        help="copy, distill (distill)",
+    )
+    add(
+        "--student",
+        nargs="+",
+        default=["standard"],
+        metavar="COMPONENTS",
+        help="standard, native, or a comma list of the teacher's components (standard)",
+    )
+    add(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help=f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, imagenette for others)",
+    )
+    add("--seed", nargs="+", default=[0], type=number_from(int, 0, 2**32 - 1), metavar="N")
     add = parser.add_argument_group("attention transfer").add_argument
     add("--blocks", metavar="BLOCKS", help="how many of the first blocks, a range 3-8, or a list 0,4,8 (all)")
     add("--heads", metavar="HEADS", help="which heads, likewise (all)")
@@ -98,20 +186,32 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--weight-decay", type=number_from(float, 0))
     add("--warmup", type=number_from(float, 0, 1), help="share of the steps in which the learning rate rises")
     add("--clip", type=number_from(float, 0), help="largest norm of the gradient (0, off)")
-    add("--layer-decay", type=number_from(float, 1e-3, 1), metavar="FACTOR",
-        help="on the learning rate from a block to the one before")
+    add(
+        "--layer-decay",
+        type=number_from(float, 1e-3, 1),
+        metavar="FACTOR",
+        help="on the learning rate from a block to the one before",
+    )
     add("--drop-path", type=number_from(float, 0, 0.99))
     add("--mixup", type=number_from(float, 0), metavar="ALPHA")
     add("--cutmix", type=number_from(float, 0), metavar="ALPHA")
     add("--erasing", type=number_from(float, 0, 1), metavar="P")
     add("--smoothing", type=number_from(float, 0, 0.99))
-    add("--ema", type=number_from(float, 0, 0.999999), metavar="DECAY",
-        help="keep a moving average of the weights (0, off)")
+    add(
+        "--ema",
+        type=number_from(float, 0, 0.999999),
+        metavar="DECAY",
+        help="keep a moving average of the weights (0, off)",
+    )
     add("--accumulate", default=1, type=number_from(int, 1), metavar="N", help="cut each batch into N, to save memory")
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
-    add("--amp", default="auto", type=one_of("amp", ("auto", "bf16", "fp16", "off")),
-        help="auto, bf16, fp16, off (auto: bf16 or else fp16 on CUDA, off elsewhere)")
+    add(
+        "--amp",
+        default="auto",
+        type=one_of("amp", ("auto", "bf16", "fp16", "off")),
+        help="auto, bf16, fp16, off (auto: bf16 or else fp16 on CUDA, off elsewhere)",
+    )
     add("--compile", action="store_true", help="compile the student")
     add("--out", default="runs", metavar="DIR", help="where the folders of the runs are (runs)")
     add("--fresh", action="store_true", help="start over where a run is on disk")
@@ -130,8 +230,9 @@ def grid(args: argparse.Namespace) -> list[dict]:
                 find_folder(data, args.data_root)  # raises if there is none
             for mode, student in itertools.product(args.mode, args.student):
                 for method in args.method if mode == "transfer" else [None]:
-                    plan.append(settle(args, teacher=teacher, seed=seed, data=data, mode=mode, student=student,
-                                       method=method))
+                    plan.append(
+                        settle(args, teacher=teacher, seed=seed, data=data, mode=mode, student=student, method=method)
+                    )
     return plan
 
 
@@ -171,8 +272,11 @@ def check(settings: dict) -> None:
 
 def run_name(settings: dict) -> str:
     """A name for the run's folder: what is run, and which variant of it."""
-    parts = [teacher_title(settings).replace(" ", ""), Path(settings["data"]).name,
-             settings["method"] or settings["mode"]]
+    parts = [
+        teacher_title(settings).replace(" ", ""),
+        Path(settings["data"]).name,
+        settings["method"] or settings["mode"],
+    ]
     if settings["student"] != "standard":
         parts.append(settings["student"].replace(",", "+"))
     parts += [setting.replace(",", "+") for setting in variant(settings)]
@@ -254,8 +358,9 @@ def parameter_groups(student: ViT, lr: float, weight_decay: float, layer_decay: 
             layer = 0
         decays = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "bias_table"))
         scale = layer_decay ** (depth + 1 - layer)
-        group = groups.setdefault((scale, decays), dict(params=[], lr=lr * scale,
-                                                        weight_decay=weight_decay if decays else 0.0))
+        group = groups.setdefault(
+            (scale, decays), dict(params=[], lr=lr * scale, weight_decay=weight_decay if decays else 0.0)
+        )
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -265,8 +370,12 @@ def mixing(settings: dict, classes: int) -> Callable | None:
     if not (settings["mixup"] or settings["cutmix"]):
         return None
     from torchvision.transforms import v2
-    kinds = [kind(alpha=settings[name], num_classes=classes)
-             for name, kind in (("mixup", v2.MixUp), ("cutmix", v2.CutMix)) if settings[name]]
+
+    kinds = [
+        kind(alpha=settings[name], num_classes=classes)
+        for name, kind in (("mixup", v2.MixUp), ("cutmix", v2.CutMix))
+        if settings[name]
+    ]
     return v2.RandomChoice(kinds)
 
 
@@ -302,16 +411,27 @@ class Run:
             old = json.loads(path.read_text())["settings"]
         except (ValueError, KeyError) as error:
             raise UserError(f"{path} cannot be read; start over with --fresh") from error
-        differ = [f"{name} {old.get(name)} there and {value} here" for name, value in self.settings.items()
-                  if name not in INCIDENTAL and old.get(name) != value]
+        differ = [
+            f"{name} {old.get(name)} there and {value} here"
+            for name, value in self.settings.items()
+            if name not in INCIDENTAL and old.get(name) != value
+        ]
         if differ:
-            raise UserError(f"{self.folder} holds a run with other settings: {'; '.join(differ)}; start over with "
-                            f"--fresh, or choose another --out")
+            raise UserError(
+                f"{self.folder} holds a run with other settings: {'; '.join(differ)}; start over with "
+                f"--fresh, or choose another --out"
+            )
 
     def clear(self) -> None:
         """Forgets what is on disk of this run."""
-        for name in ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors",
-                     "result.json"):
+        for name in (
+            "config.json",
+            "log.jsonl",
+            "checkpoint.pt",
+            "student.safetensors",
+            "student_ema.safetensors",
+            "result.json",
+        ):
             (self.folder / name).unlink(missing_ok=True)
 
     def write_json(self, name: str, content: dict) -> None:
@@ -363,12 +483,17 @@ class Trainer:
         self.parallel = self.module
         if run.processes.world > 1:
             self.parallel = nn.parallel.DistributedDataParallel(
-                self.module, [device] if device.type == "cuda" else None,
-                find_unused_parameters=settings["method"] == "copy")
+                self.module,
+                [device] if device.type == "cuda" else None,
+                find_unused_parameters=settings["method"] == "copy",
+            )
         lr = settings["lr"] * settings["batch_size"] / 256
         self.optimiser = torch.optim.AdamW(
-            parameter_groups(self.student, lr, settings["weight_decay"], settings["layer_decay"]), lr,
-            betas=(0.9, settings["beta2"]), fused=device.type in ("cuda", "cpu"))
+            parameter_groups(self.student, lr, settings["weight_decay"], settings["layer_decay"]),
+            lr,
+            betas=(0.9, settings["beta2"]),
+            fused=device.type in ("cuda", "cpu"),
+        )
         whole, rest = divmod(len(data.train), settings["batch_size"])
         self.epoch_steps = whole + (rest >= run.processes.world)  # the loader leaves out a batch too small to share
         self.steps = settings["epochs"] * self.epoch_steps
@@ -377,8 +502,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast is torch.float16)
         self.mix = mixing(settings, len(data.classes))
         if (batch := min(settings["batch_size"], len(data.train))) < run.processes.world:
-            raise UserError(f"a batch of {batch} images cannot be shared by {run.processes.world} processes; raise "
-                            f"--batch-size or --train-images")
+            raise UserError(
+                f"a batch of {batch} images cannot be shared by {run.processes.world} processes; raise "
+                f"--batch-size or --train-images"
+            )
         self.step = 0
         self.meters = torch.zeros(4, device=device)  # sums over the epoch: loss, transfer loss, right, images
         self.unchecked: list[Tensor] = []  # losses of the last steps, not yet known to be finite
@@ -391,7 +518,7 @@ class Trainer:
         """One update of the student, from this process's share of a global batch."""
         settings, world = self.settings, self.run.processes.world
         # torch keeps 32 bits of a seed on the CPU: fold the three numbers into them.
-        torch.manual_seed((settings["seed"] * 7_368_787 + self.step * 104_729 + self.run.processes.rank) % 2 ** 32)
+        torch.manual_seed((settings["seed"] * 7_368_787 + self.step * 104_729 + self.run.processes.rank) % 2**32)
         share = cosine_schedule(self.step, self.steps, settings["warmup"] * self.steps)
         for group, rate in zip(self.optimiser.param_groups, self.rates):
             group["lr"] = rate * share
@@ -402,8 +529,13 @@ class Trainer:
         # Processes average their gradients; their shares of a last, shorter batch may differ by an image.
         seen = self.step % self.epoch_steps * settings["batch_size"]
         total = min(settings["batch_size"], len(self.data.train) - seen)
-        pieces = list(zip(images.chunk(settings["accumulate"]), targets.chunk(settings["accumulate"]),
-                          labels.chunk(settings["accumulate"])))
+        pieces = list(
+            zip(
+                images.chunk(settings["accumulate"]),
+                targets.chunk(settings["accumulate"]),
+                labels.chunk(settings["accumulate"]),
+            )
+        )
         sums = torch.zeros(4, device=self.device)
         for number, (x, y, label) in enumerate(pieces, start=1):
             hold = world > 1 and number < len(pieces)  # exchange gradients with the last piece only
@@ -440,8 +572,10 @@ class Trainer:
             step = self.step - len(losses) + bad[0].item()
             path = self.run.checkpoint
             kept = f"the last good state is in {path}" if path.is_file() else "nothing was kept"
-            raise UserError(f"the loss is not finite at step {step} (learning rate "
-                            f"{self.optimiser.param_groups[0]['lr']:.3g}); {kept}; lower --lr, or --amp off")
+            raise UserError(
+                f"the loss is not finite at step {step} (learning rate "
+                f"{self.optimiser.param_groups[0]['lr']:.3g}); {kept}; lower --lr, or --amp off"
+            )
         self.unchecked.clear()
 
     # To disk and back
@@ -452,9 +586,15 @@ class Trainer:
         self.saved, meters = time.perf_counter(), self.run.processes.sum(self.meters.clone())
         if not self.run.processes.main:
             return
-        state = dict(step=self.step, meters=meters, seconds=self.seconds + unfinished,
-                     student=self.student.state_dict(), optimiser=self.optimiser.state_dict(),
-                     scaler=self.scaler.state_dict(), ema=self.ema.state_dict() if self.ema else None)
+        state = dict(
+            step=self.step,
+            meters=meters,
+            seconds=self.seconds + unfinished,
+            student=self.student.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            scaler=self.scaler.state_dict(),
+            ema=self.ema.state_dict() if self.ema else None,
+        )
         with replacing(self.run.checkpoint) as part:
             torch.save(state, part)
 
@@ -475,8 +615,9 @@ class Trainer:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a damaged file makes torch say
-                raise UserError(f"{self.run.checkpoint} cannot be read ({str(error).splitlines()[0]}); start over with "
-                                f"--fresh") from error
+                raise UserError(
+                    f"{self.run.checkpoint} cannot be read ({str(error).splitlines()[0]}); start over with --fresh"
+                ) from error
         path, kept = self.run.folder / "log.jsonl", []
         if main and path.is_file():
             for line in path.read_text().splitlines():
@@ -495,8 +636,15 @@ class Trainer:
         """Accuracy on the validation set of the student, or of the moving average of its weights."""
         settings, processes = self.settings, self.run.processes
         student.eval()
-        found = evaluate(predictor(settings, student, self.teacher), self.data.val, min(256, settings["batch_size"]),
-                         self.device, settings["workers"], self.autocast, processes.shard)
+        found = evaluate(
+            predictor(settings, student, self.teacher),
+            self.data.val,
+            min(256, settings["batch_size"]),
+            self.device,
+            settings["workers"],
+            self.autocast,
+            processes.shard,
+        )
         student.train()
         return found
 
@@ -513,8 +661,13 @@ class Trainer:
 
         handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with tqdm(total=self.steps, initial=self.step, desc=self.run.name, unit="step",
-                      disable=not self.run.processes.main) as bar:
+            with tqdm(
+                total=self.steps,
+                initial=self.step,
+                desc=self.run.name,
+                unit="step",
+                disable=not self.run.processes.main,
+            ) as bar:
                 while self.step < self.steps:
                     self.train_epoch(bar, signals)
         finally:
@@ -533,8 +686,16 @@ class Trainer:
             averages, images = self.averages()
             return {**averages, "images_per_s": (images - images_before) / spent}
 
-        for images, labels in loader(self.data.train, settings["batch_size"], settings["seed"], epoch, start,
-                                     processes.shard, settings["workers"], self.device.type == "cuda"):
+        for images, labels in loader(
+            self.data.train,
+            settings["batch_size"],
+            settings["seed"],
+            epoch,
+            start,
+            processes.shard,
+            settings["workers"],
+            self.device.type == "cuda",
+        ):
             self.train_step(images, labels)
             bar.update()
             if self.step % 10 == 0:
@@ -547,8 +708,13 @@ class Trainer:
                 self.pause(signals, 600, time.perf_counter() - begun)
         self.check_finite()
         self.seconds += time.perf_counter() - begun
-        line = {"epoch": epoch + 1, "step": self.step, **state(), "seconds": self.seconds,
-                "peak_memory_mb": peak_memory(self.device)}
+        line = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            **state(),
+            "seconds": self.seconds,
+            "peak_memory_mb": peak_memory(self.device),
+        }
         # Evaluate once as many images have been trained on as an evaluation has: a forward pass is about a third of a
         # step, so that evaluation adds a third to the time at most.
         train, val = len(self.data.train), len(self.data.val)
@@ -572,13 +738,22 @@ class Trainer:
     def averages(self) -> tuple[dict[str, float], float]:
         """What the epoch has brought so far, with the learning rate; and of how many images."""
         loss, transfer_loss, right, images = self.run.processes.sum(self.meters.clone()).tolist()
-        return {"loss": loss / images, "transfer_loss": transfer_loss / images, "top1": 100 * right / images,
-                "lr": max(group["lr"] for group in self.optimiser.param_groups)}, images
+        return {
+            "loss": loss / images,
+            "transfer_loss": transfer_loss / images,
+            "top1": 100 * right / images,
+            "lr": max(group["lr"] for group in self.optimiser.param_groups),
+        }, images
 
     def finish(self) -> dict:
         """Evaluates the student, and writes it with the result."""
-        result = {**(self.found or self.validate(self.student)), "epochs": self.settings["epochs"], "steps": self.steps,
-                  "train_seconds": self.seconds, "peak_memory_mb": peak_memory(self.device)}
+        result = {
+            **(self.found or self.validate(self.student)),
+            "epochs": self.settings["epochs"],
+            "steps": self.steps,
+            "train_seconds": self.seconds,
+            "peak_memory_mb": peak_memory(self.device),
+        }
         students = {"student.safetensors": self.student}
         if self.ema:
             students["student_ema.safetensors"] = self.ema.module
@@ -597,6 +772,7 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     import resource  # Linux and macOS
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1e-3)
 
 
@@ -614,6 +790,7 @@ def table(results: list[tuple[dict, dict]], device: torch.device) -> str:
 
     The teacher's own accuracy is known where its task is the student's: for nano teachers on `matching`.
     """
+
     def fellows(settings: dict) -> tuple:
         """What a run and its baseline share; the baseline's student is a standard one (arXiv 2605.07191)."""
         return tuple(settings[name] for name in ("teacher", "data", "seed"))
@@ -627,11 +804,18 @@ def table(results: list[tuple[dict, dict]], device: torch.device) -> str:
         if settings["data"] == "matching" and not find(name).url and needs_teacher(settings) and key not in accuracies:
             accuracies[key] = evaluate(run_teacher(settings).to(device), run_data(settings).val, 500, device)["top1"]
         gain = None if baseline is None or settings["mode"] == "baseline" else result["top1"] - baseline
-        rows.append((teacher_title(settings), Path(settings["data"]).name,
-                     settings["student"], str(settings["seed"]),
-                     *("-" if value is None else f"{value:.1f}" for value in (accuracies.get(key), baseline)),
-                     settings["method"] or settings["mode"], f"{result['top1']:.1f}",
-                     "-" if gain is None else f"{gain:+.1f}"))
+        rows.append(
+            (
+                teacher_title(settings),
+                Path(settings["data"]).name,
+                settings["student"],
+                str(settings["seed"]),
+                *("-" if value is None else f"{value:.1f}" for value in (accuracies.get(key), baseline)),
+                settings["method"] or settings["mode"],
+                f"{result['top1']:.1f}",
+                "-" if gain is None else f"{gain:+.1f}",
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -654,8 +838,11 @@ def main() -> None:
     for run in runs:
         run.check_settings()
     waiting = [run for run in runs if not run.finished()]
-    for settings in {(run.settings["teacher"], run.settings["img_size"]): run.settings for run in waiting
-                     if needs_teacher(run.settings)}.values():
+    for settings in {
+        (run.settings["teacher"], run.settings["img_size"]): run.settings
+        for run in waiting
+        if needs_teacher(run.settings)
+    }.values():
         processes.first(lambda: run_teacher(settings))  # what it needs is fetched, or missed, before any training
     launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
     command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
@@ -665,8 +852,10 @@ def main() -> None:
             try:
                 train_run(run, command)
             except torch.OutOfMemoryError as error:
-                raise UserError("a step does not fit into the memory of the GPU; raise --accumulate, which cuts "
-                                "batches into pieces, or lower --batch-size") from error
+                raise UserError(
+                    "a step does not fit into the memory of the GPU; raise --accumulate, which cuts "
+                    "batches into pieces, or lower --batch-size"
+                ) from error
             except Stopped as stopped:
                 if processes.main:
                     print(f"{run.name}: {stopped}; go on with: {command}", file=sys.stderr)
@@ -691,16 +880,27 @@ def train_run(run: "Run", command: str) -> None:
     if processes.main:
         recipe = {name: settings[name] for name in RECIPES[settings["recipe"]]}
         precision = str(trainer.autocast or "float32").removeprefix("torch.")
-        print(f"{run.name}: {len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} "
-              f"classes; {processes.device}, {precision}; recipe {settings['recipe']}: "
-              + ", ".join(f"{name} {value:g}" for name, value in recipe.items()))
-        run.write_json("config.json", {
-            "settings": settings, "student": asdict(trainer.student.config), "classes": data.classes,
-            "command": command, "versions": {"python": sys.version.split()[0], "torch": torch.__version__}})
+        print(
+            f"{run.name}: {len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} "
+            f"classes; {processes.device}, {precision}; recipe {settings['recipe']}: "
+            + ", ".join(f"{name} {value:g}" for name, value in recipe.items())
+        )
+        run.write_json(
+            "config.json",
+            {
+                "settings": settings,
+                "student": asdict(trainer.student.config),
+                "classes": data.classes,
+                "command": command,
+                "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+            },
+        )
     result = trainer.train()
     if processes.main:
-        print(f"{run.name}: top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images, "
-              f"{result['train_seconds']:.0f} s of training")
+        print(
+            f"{run.name}: top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images, "
+            f"{result['train_seconds']:.0f} s of training"
+        )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import (Attended, Reroute, Routing, UserError, ViT, ViTConfig, attend, attention_logits, attention_map,
-                   native_components, unknown)
+from model import (
+    Attended,
+    Reroute,
+    Routing,
+    UserError,
+    ViT,
+    ViTConfig,
+    attend,
+    attention_logits,
+    attention_map,
+    native_components,
+    unknown,
+)
 
 METHODS = ("copy", "distill")
 WHAT = ("map", "q", "k", "v", "output")
@@ -92,7 +103,7 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
     """
     if q.is_cuda:
         out, logsumexp = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
-        return out, logsumexp[..., :q.shape[2]]
+        return out, logsumexp[..., : q.shape[2]]
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
 
 
@@ -115,7 +126,7 @@ def pieces_of_map(q: Tensor, k: Tensor, bias: Tensor | None) -> Iterator[tuple[s
     """
     B, H, N, d = q.shape
     row_count = min(64, (N + 1) // 2)
-    image_count = max(1, 2 ** 18 // (H * row_count * N))
+    image_count = max(1, 2**18 // (H * row_count * N))
     for first_image in range(0, B, image_count):
         images = slice(first_image, first_image + image_count)
         q_piece, k_piece = by_head(q, images) / math.sqrt(d), by_head(k, images)
@@ -160,7 +171,8 @@ class ReadAndCompare(torch.autograd.Function):
         grad = torch.where(norm < tiny, tiny / math.sqrt(d), grad)
         out = torch.addcmul(out, grad, -g / norm.clamp_min(tiny).square())
         q_grad, k_grad, v_grad = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, logsumexp, 0.0, False)
+            grad, q, k, v, out, logsumexp, 0.0, False
+        )
         scale = g / math.sqrt(d)
         return None, None, None, q_grad.addcmul_(read_k, -scale), k_grad.addcmul_(read_q, -scale), v_grad
 
@@ -237,22 +249,33 @@ def parse_numbers(numbers: int | str | list[int] | None, available: int, what: s
     except ValueError:
         raise UserError(f"{what} '{numbers}' is no count (9), range (3-8) or list (0,4,8)") from None
     if not chosen or chosen[0] < 0 or chosen[-1] >= available:
-        raise UserError(f"{what} {numbers} is out of range: there are {available}; choose a count of 1 to {available}, "
-                        f"or numbers from 0 to {available - 1}, as 1-2 or 0,3")
+        raise UserError(
+            f"{what} {numbers} is out of range: there are {available}; choose a count of 1 to {available}, "
+            f"or numbers from 0 to {available - 1}, as 1-2 or 0,3"
+        )
     return list(chosen)
 
 
 def check_match(teacher: ViTConfig, student: ViTConfig) -> None:
     """Raises a `UserError` unless the student can look where the teacher looks."""
-    for field, meaning in (("grid", "patches a side"), ("depth", "blocks"), ("heads", "heads"), ("dim", "features"),
-                           ("class_token", "class tokens")):
+    for field, meaning in (
+        ("grid", "patches a side"),
+        ("depth", "blocks"),
+        ("heads", "heads"),
+        ("dim", "features"),
+        ("class_token", "class tokens"),
+    ):
         theirs, ours = getattr(teacher, field), getattr(student, field)
         if theirs != ours:
-            raise UserError(f"the teacher has {theirs:d} {meaning} and the student {ours:d}; attention transfer needs "
-                            f"as many of both")
+            raise UserError(
+                f"the teacher has {theirs:d} {meaning} and the student {ours:d}; attention transfer needs "
+                f"as many of both"
+            )
     if student.registers not in (0, teacher.registers):
-        raise UserError(f"the teacher has {teacher.registers} registers and the student {student.registers}; give the "
-                        f"student the same number or none")
+        raise UserError(
+            f"the teacher has {teacher.registers} registers and the student {student.registers}; give the "
+            f"student the same number or none"
+        )
 
 
 def drop_registers(x: Tensor, dim: int, teacher: ViTConfig, student: ViTConfig) -> Tensor:
@@ -291,8 +314,18 @@ class AttentionTransfer(nn.Module):
             and students whose routing has a bias, always build them.
     """
 
-    def __init__(self, student: ViT, teacher: ViT | None, method: str = "distill", blocks=None, what: str = "map",
-                 loss: str = "cross_entropy", heads=None, flash: bool = True, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        student: ViT,
+        teacher: ViT | None,
+        method: str = "distill",
+        blocks=None,
+        what: str = "map",
+        loss: str = "cross_entropy",
+        heads=None,
+        flash: bool = True,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         for kind, word, choices in ("method", method, METHODS), ("what", what, WHAT), ("loss", loss, LOSSES):
             if word not in choices:
@@ -422,13 +455,23 @@ class AttentionTransfer(nn.Module):
 
     def map_loss(self, theirs: Routing, own: Routing) -> Tensor:
         if self.heads is not None:
-            theirs, own = (Routing(routing.q[:, self.heads], routing.k[:, self.heads],
-                                   None if routing.bias is None else routing.bias[self.heads])
-                           for routing in (theirs, own))
+            theirs, own = (
+                Routing(
+                    routing.q[:, self.heads],
+                    routing.k[:, self.heads],
+                    None if routing.bias is None else routing.bias[self.heads],
+                )
+                for routing in (theirs, own)
+            )
         if self.temperature != 1:
-            theirs, own = (Routing(routing.q / self.temperature, routing.k,
-                                   None if routing.bias is None else routing.bias / self.temperature)
-                           for routing in (theirs, own))
+            theirs, own = (
+                Routing(
+                    routing.q / self.temperature,
+                    routing.k,
+                    None if routing.bias is None else routing.bias / self.temperature,
+                )
+                for routing in (theirs, own)
+            )
         fused = own.q.device.type in ("cpu", "cuda")
         if not (self.flash and fused) or self.loss is not cross_entropy or own.bias is not None:
             return plain_divergence(theirs, own, self.loss)
@@ -467,15 +510,22 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     for part in chosen:
         if part not in PARTS:
             raise unknown("part", part, ("all", *PARTS))
-    theirs, ours = ({name: value for name, value in model.state_dict().items() if part_of(name) in chosen}
-                    for model in (teacher, student))
+    theirs, ours = (
+        {name: value for name, value in model.state_dict().items() if part_of(name) in chosen}
+        for model in (teacher, student)
+    )
     for name in sorted(theirs.keys() | ours.keys()):
         left, right = (tuple(side[name].shape) if name in side else "none" for side in (theirs, ours))
         if left != right:
-            differ = [component for component in native_components(teacher.config)
-                      if getattr(teacher.config, component) != getattr(student.config, component)]
-            raise UserError(f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} "
-                            f"in the student; give it {', '.join(differ) or 'the same size'} (--student native)")
+            differ = [
+                component
+                for component in native_components(teacher.config)
+                if getattr(teacher.config, component) != getattr(student.config, component)
+            ]
+            raise UserError(
+                f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} "
+                f"in the student; give it {', '.join(differ) or 'the same size'} (--student native)"
+            )
     for name, value in ours.items():
         value.copy_(theirs[name])
 
@@ -497,10 +547,10 @@ def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dic
     places = torch.cartesian_prod(*[torch.arange(config.grid, device=student_map.device, dtype=student_map.dtype)] * 2)
     apart, first = torch.cdist(places, places), int(config.class_token)
     for side, m in ("teacher", teacher_map), ("student", student_map):
-        patches = m[..., config.prefix:, config.prefix:]
+        patches = m[..., config.prefix :, config.prefix :]
         found[f"{side} entropy"] = -torch.xlogy(m, m).sum(-1)
         found[f"{side} distance"] = (patches * apart).sum(-1) / patches.sum(-1).clamp_min(torch.finfo(m.dtype).tiny)
         found[f"{side} class token"] = m[..., :first].sum(-1)
-        found[f"{side} registers"] = m[..., first:config.prefix].sum(-1)
+        found[f"{side} registers"] = m[..., first : config.prefix].sum(-1)
         found[f"{side} sink"] = m.mean(-2).amax(-1, keepdim=True)
     return {name: value.mean(dim=(0, 2)) for name, value in found.items()}
