@@ -3,28 +3,21 @@
     python teachers.py                    # the table of all teachers
     python teachers.py eva02_s dinov2_b   # download these and check them
 
-A teacher is an entry of `TEACHERS`: an architecture that model.py can build, an address, and the way its file is laid
-out. A file is read whole or refused: each of its tensors is either used or on the family's list of unwanted ones.
-`<family>_nano` teachers need no download; they have their family's native architecture at nano size, and are pretrained
-here, on the data set `matching`, when they are first asked for.
+This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: an
+architecture that model.py can build, and the address of a file. Then at its family, which says how that file is laid
+out. A file is read whole or refused: a tensor of the teacher's is used, or is on the family's list of unwanted ones.
+
+`<family>_nano` teachers need no download. They have the native components of their family at a size for the desk, and
+are pretrained here, on the data set `matching`, when they are first asked for.
 """
 
-import argparse
-import hashlib
-import http.client
 import json
-import math
-import os
 import re
 import sys
-import urllib.error
-import urllib.request
-import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import textwrap
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -33,118 +26,79 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from data import SHAPES, matching, normalise
-from model import NATIVE_COMPONENTS, UserError, ViT, ViTConfig, native_components, unknown
+from model import NATIVE_COMPONENTS, ViT, ViTConfig, native_components
+from support.arguments import Parser
+from support.data import normalise
+from support.errors import UserError, answer_mistakes, unknown
+from support.matching import SHAPES, matching
+from support.tables import print_aligned
+from support.training import cosine_schedule
+from support.weights import address, cache_path, download, is_safetensors, read_tensors, replacing
 
-# ---------------------------------------------------------------------------------------------------------------
-# The registry
+# ----------------------------------------------------------------------------------------------------------------------
+# The registry: families
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the input, per channel
+# Mean and standard deviation of the input, by channel, for images from 0 to 1.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the teachers of one family share.
-
-    `unwanted` lists the published tensors that a teacher does not need, as glob patterns on their names; `prefix` is
-    taken off the names of the others; `container` is the entry of the authors' pickle that holds the tensors.
-    `finding` is what transfer to a standard student was found to do (arXiv 2605.07191), where it is known. `img_size`
-    is the image size in pixels at which both papers used the teachers, where it is not their own.
-    """
+    """What the teachers of one family share."""
 
     title: str
     licence: str
     normalisation: tuple = IMAGENET
-    native: dict = field(default_factory=dict)  # fields of ViTConfig
-    unwanted: tuple[str, ...] = ("head.*",)
-    prefix: str = ""
-    container: str = ""
-    finding: str = ""
-    img_size: int | None = None
+    unwanted: tuple[str, ...] = ("head.*",)  # published tensors that a teacher does not need, as patterns
+    key_prefix: str = ""  # of the teacher's tensors, where the file holds other models beside it
+    container: str = ""  # the entry of the authors' pickle that holds the tensors
+    finding: str = ""  # what transfer to a standard student does (arXiv 2605.07191), where it is known
+    img_size: int | None = None  # in pixels, at which the papers used the teachers, where it is not their own
 
 
-RELATIVE = dict(qkv_bias="qv", pos_embed="none")  # BEiT's positions: relative ones only
-
+BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")
 FAMILIES = {
     "deit": Family("DeiT", "Apache-2.0", finding="works"),
-    "deit3": Family("DeiT III", "Apache-2.0", native=dict(layerscale=1e-6, pos_embed="patches")),
+    "deit3": Family("DeiT III", "Apache-2.0"),
     "augreg": Family("AugReg ViT", "Apache-2.0", HALF),
     "dino": Family("DINO", "Apache-2.0", finding="works"),
-    "mocov3": Family(
-        "MoCo v3",
-        "CC-BY-NC-4.0",
-        native=dict(pos_embed="sincos"),
-        container="state_dict",
-        prefix="module.base_encoder.",
-        unwanted=("module.base_encoder.head.*", "module.momentum_encoder.*", "module.predictor.*"),
-    ),
-    "mae": Family("MAE", "CC-BY-NC-4.0", native=dict(pos_embed="sincos")),
-    "ibot": Family("iBOT", "Apache-2.0", container="state_dict", unwanted=("head.*", "masked_embed")),
-    "msn": Family(
-        "MSN", "CC-BY-NC-4.0", container="target_encoder", prefix="module.", unwanted=("module.fc.*", "module.pred.*")
-    ),
-    # The file holds both towers; what does not begin with `visual.` is the text tower's.
-    "clip": Family(
-        "CLIP",
-        "Apache-2.0",
-        OPENAI,
-        dict(pre_norm=True, quick_gelu=True, norm_eps=1e-5),
-        prefix="visual.",
-        unwanted=("visual.proj", "[!v]*"),
-        finding="fails",
-    ),
-    "siglip": Family(
-        "SigLIP", "Apache-2.0", HALF, dict(class_token=False, pool="none"), unwanted=("head.*", "attn_pool.*")
-    ),
-    "beit": Family(
-        "BEiT",
-        "Apache-2.0",
-        HALF,
-        dict(RELATIVE, rel_pos="block", layerscale=0.1, pool="avg"),
-        unwanted=("head.*", "fc_norm.*", "*.relative_position_index"),
-    ),
-    "beitv2": Family(
-        "BEiT v2",
-        "MIT",
-        native=dict(RELATIVE, rel_pos="shared", layerscale=1e-5),
-        container="model",
-        unwanted=("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*"),
-        finding="fails",
-    ),
-    "beit3": Family(
-        "BEiT-3", "Apache-2.0", native=dict(sub_ln="both", norm_eps=1e-5, pool="avg"), unwanted=("head.*", "fc_norm.*")
-    ),
-    "dinov2": Family(
-        "DINOv2",
-        "Apache-2.0",
-        native=dict(layerscale=1e-5),
-        unwanted=("head.*", "mask_token"),
-        finding="fails",
-        img_size=224,
-    ),
-    "dinov2_reg": Family(
-        "DINOv2 with registers",
-        "Apache-2.0",
-        finding="fails",
-        img_size=224,
-        native=dict(layerscale=1e-5, registers=4, pos_embed="patches"),
-    ),
-    "dinov3": Family(
-        "DINOv3",
-        "DINOv3",
-        unwanted=("head.*", "rope.*"),
-        native=dict(layerscale=1e-5, registers=4, rope="dinov3", qkv_bias="none", pos_embed="none", norm_eps=1e-5),
-    ),
-    "eva02": Family(
-        "EVA-02",
-        "MIT",
-        OPENAI,
-        dict(rope="eva02", swiglu=True, mlp_ratio=8 / 3, qkv_bias="qv", pool="avg"),
-        unwanted=("head.*", "fc_norm.*", "rope.*"),
-    ),
+    "mocov3": Family("MoCo v3", "CC-BY-NC-4.0", container="state_dict", key_prefix="module.base_encoder."),
+    "mae": Family("MAE", "CC-BY-NC-4.0"),
+    "ibot": Family("iBOT", "Apache-2.0", unwanted=("head.*", "masked_embed"), container="state_dict"),
+    "msn": Family("MSN", "CC-BY-NC-4.0", IMAGENET, ("fc.*", "pred.*"), "module.", "target_encoder"),
+    "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),
+    "siglip": Family("SigLIP", "Apache-2.0", HALF, ("head.*", "attn_pool.*")),
+    "beit": Family("BEiT", "Apache-2.0", HALF, ("head.*", "fc_norm.*", "*.relative_position_index")),
+    "beitv2": Family("BEiT v2", "MIT", IMAGENET, BEITV2_HEADS, container="model", finding="fails"),
+    "beit3": Family("BEiT-3", "Apache-2.0", unwanted=("head.*", "fc_norm.*")),
+    "dinov2": Family("DINOv2", "Apache-2.0", unwanted=("head.*", "mask_token"), finding="fails", img_size=224),
+    "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails", img_size=224),
+    "dinov3": Family("DINOv3", "DINOv3", unwanted=("head.*", "rope.*")),
+    "eva02": Family("EVA-02", "MIT", OPENAI, ("head.*", "fc_norm.*", "rope.*")),
+    "qknorm": Family("ViT with qk-norm", ""),  # no published teacher has it
 }
+
+# What each family adds to the standard ViT: fields of `ViTConfig`.
+NATIVE = {
+    "deit3": dict(layerscale=1e-6, pos_embed="patches"),
+    "mocov3": dict(pos_embed="sincos"),
+    "mae": dict(pos_embed="sincos"),
+    "clip": dict(pre_norm=True, quick_gelu=True, norm_eps=1e-5),
+    "siglip": dict(class_token=False, pool="none"),
+    "beit": dict(qkv_bias="qv", pos_embed="none", rel_pos="block", layerscale=0.1, pool="avg"),
+    "beitv2": dict(qkv_bias="qv", pos_embed="none", rel_pos="shared", layerscale=1e-5),
+    "beit3": dict(sub_ln="both", norm_eps=1e-5, pool="avg"),
+    "dinov2": dict(layerscale=1e-5),
+    "dinov2_reg": dict(layerscale=1e-5, registers=4, pos_embed="patches"),
+    "dinov3": dict(layerscale=1e-5, registers=4, rope="dinov3", qkv_bias="none", pos_embed="none", norm_eps=1e-5),
+    "eva02": dict(rope="eva02", swiglu=True, mlp_ratio=8 / 3, qkv_bias="qv", pool="avg"),
+    "qknorm": dict(qk_norm=True),
+}
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The registry: teachers
 
 
 @dataclass(frozen=True)
@@ -154,7 +108,7 @@ class Teacher:
     family: str
     config: ViTConfig
     url: str = ""  # of the published file; a nano teacher has none
-    title: str = ""  # where it differs from the family's
+    title: str = ""  # where it is not the family's
 
     @property
     def normalisation(self) -> tuple:
@@ -164,95 +118,83 @@ class Teacher:
     @property
     def img_size(self) -> int:
         """The image size at which train.py and eval.py use the teacher, in pixels."""
-        return self.url and FAMILIES[self.family].img_size or self.config.img_size
+        papers_size = FAMILIES[self.family].img_size if self.url else None
+        return papers_size or self.config.img_size
 
 
-SIZES = {
-    "ti": dict(dim=192, heads=3),
-    "s": dict(dim=384, heads=6),
-    "b": dict(dim=768, heads=12),
-    "l": dict(dim=1024, heads=16, depth=24),
-}
+SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # dim, depth, heads
+META = "https://dl.fbaipublicfiles.com"
+IBOT = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot"
+BEITV2 = "https://github.com/addf400/files/releases/download/BEiT-v2"
 
 
-def teacher(family: str, size: str, source: str, title: str = "", **shape) -> Teacher:
-    """An entry: `source` is a repository of timm's on the hub, or the address of the authors' file."""
+def entry(family: str, size: str, source: str, title: str = "", **shape) -> Teacher:
+    """An entry. Its `source` is a repository of timm's on the hub, or the address of the authors' file."""
     if not source.startswith("https:"):
-        name = "open_clip_model" if family == "clip" else "model"
-        source = f"https://huggingface.co/timm/{source}/resolve/main/{name}.safetensors"
-    return Teacher(family, ViTConfig(**{**SIZES[size], **FAMILIES[family].native, **shape}), source, title)
-
-
-def _authors() -> dict[str, Teacher]:
-    meta, ibot = "https://dl.fbaipublicfiles.com", "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive"
-    beitv2 = "https://github.com/addf400/files/releases/download/BEiT-v2"
-    return {
-        "mocov3_s": teacher("mocov3", "s", f"{meta}/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", heads=12),
-        "mocov3_b": teacher("mocov3", "b", f"{meta}/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"),
-        "ibot_s": teacher("ibot", "s", f"{ibot}/2022/ibot/vits_16/checkpoint_teacher.pth"),
-        "ibot_b": teacher("ibot", "b", f"{ibot}/2022/ibot/vitb_16/checkpoint_teacher.pth"),
-        "ibot_l": teacher("ibot", "l", f"{ibot}/2022/ibot/vitl_16/checkpoint_teacher.pth"),
-        "msn_s": teacher("msn", "s", f"{meta}/msn/vits16_800ep.pth.tar"),
-        "msn_b": teacher("msn", "b", f"{meta}/msn/vitb16_600ep.pth.tar"),
-        "msn_l": teacher("msn", "l", f"{meta}/msn/vitl16_600ep.pth.tar"),
-        "beitv2_b": teacher("beitv2", "b", f"{beitv2}/beitv2_base_patch16_224_pt1k.pth"),
-        "beitv2_l": teacher("beitv2", "l", f"{beitv2}/beitv2_large_patch16_224_pt1k.pth"),
-    }
+        file = "open_clip_model" if family == "clip" else "model"
+        source = f"https://huggingface.co/timm/{source}/resolve/main/{file}.safetensors"
+    dim, depth, heads = SIZES[size]
+    shape = {"dim": dim, "depth": depth, "heads": heads, **NATIVE.get(family, {}), **shape}
+    return Teacher(family, ViTConfig(**shape), source, title)
 
 
 TEACHERS = {
-    "deit_ti": teacher("deit", "ti", "deit_tiny_patch16_224.fb_in1k"),
-    "deit_s": teacher("deit", "s", "deit_small_patch16_224.fb_in1k"),
-    "deit_b": teacher("deit", "b", "deit_base_patch16_224.fb_in1k"),
-    "deit3_s": teacher("deit3", "s", "deit3_small_patch16_224.fb_in1k"),
-    "deit3_b": teacher("deit3", "b", "deit3_base_patch16_224.fb_in1k"),
-    "deit3_l": teacher("deit3", "l", "deit3_large_patch16_224.fb_in1k"),
-    "augreg_ti": teacher("augreg", "ti", "vit_tiny_patch16_224.augreg_in21k"),
-    "augreg_s": teacher("augreg", "s", "vit_small_patch16_224.augreg_in21k"),
-    "augreg_b": teacher("augreg", "b", "vit_base_patch16_224.augreg_in21k"),
-    "dino_s": teacher("dino", "s", "vit_small_patch16_224.dino"),
-    "dino_b": teacher("dino", "b", "vit_base_patch16_224.dino"),
-    "mae_b": teacher("mae", "b", "vit_base_patch16_224.mae"),
-    "mae_l": teacher("mae", "l", "vit_large_patch16_224.mae"),
-    **_authors(),
-    "clip_b32": teacher("clip", "b", "vit_base_patch32_clip_224.openai", patch_size=32),
-    "clip_b": teacher("clip", "b", "vit_base_patch16_clip_224.openai"),
-    "clip_l": teacher("clip", "l", "vit_large_patch14_clip_224.openai", patch_size=14),
-    "siglip_b": teacher("siglip", "b", "vit_base_patch16_siglip_224.webli"),
-    "siglip2_b": teacher("siglip", "b", "vit_base_patch16_siglip_224.v2_webli", "SigLIP 2"),
-    "beit_b": teacher("beit", "b", "beit_base_patch16_224.in22k_ft_in22k"),
-    "beit3_b": teacher("beit3", "b", "beit3_base_patch16_224.pt"),
-    **{
-        f"dinov2_{size}": teacher("dinov2", size, f"vit_{name}_patch14_dinov2.lvd142m", patch_size=14, img_size=518)
-        for size, name in (("s", "small"), ("b", "base"), ("l", "large"))
-    },
-    **{
-        f"dinov2_reg_{size}": teacher(
-            "dinov2_reg", size, f"vit_{name}_patch14_reg4_dinov2.lvd142m", patch_size=14, img_size=518
-        )
-        for size, name in (("s", "small"), ("b", "base"), ("l", "large"))
-    },
-    "dinov3_s": teacher("dinov3", "s", "vit_small_patch16_dinov3.lvd1689m", img_size=256),
-    "dinov3_splus": teacher("dinov3", "s", "vit_small_plus_patch16_dinov3.lvd1689m", img_size=256, swiglu=True),
-    "dinov3_b": teacher("dinov3", "b", "vit_base_patch16_dinov3.lvd1689m", img_size=256),
-    "dinov3_l": teacher("dinov3", "l", "vit_large_patch16_dinov3.lvd1689m", img_size=256),
-    "eva02_ti": teacher("eva02", "ti", "eva02_tiny_patch14_224.mim_in22k", patch_size=14),
-    "eva02_s": teacher("eva02", "s", "eva02_small_patch14_224.mim_in22k", patch_size=14),
-    "eva02_b": teacher("eva02", "b", "eva02_base_patch14_224.mim_in22k", patch_size=14, sub_ln="mlp"),
-    "eva02_l": teacher("eva02", "l", "eva02_large_patch14_224.mim_in22k", patch_size=14, sub_ln="mlp"),
+    "deit_ti": entry("deit", "ti", "deit_tiny_patch16_224.fb_in1k"),
+    "deit_s": entry("deit", "s", "deit_small_patch16_224.fb_in1k"),
+    "deit_b": entry("deit", "b", "deit_base_patch16_224.fb_in1k"),
+    "deit3_s": entry("deit3", "s", "deit3_small_patch16_224.fb_in1k"),
+    "deit3_b": entry("deit3", "b", "deit3_base_patch16_224.fb_in1k"),
+    "deit3_l": entry("deit3", "l", "deit3_large_patch16_224.fb_in1k"),
+    "augreg_ti": entry("augreg", "ti", "vit_tiny_patch16_224.augreg_in21k"),
+    "augreg_s": entry("augreg", "s", "vit_small_patch16_224.augreg_in21k"),
+    "augreg_b": entry("augreg", "b", "vit_base_patch16_224.augreg_in21k"),
+    "dino_s": entry("dino", "s", "vit_small_patch16_224.dino"),
+    "dino_b": entry("dino", "b", "vit_base_patch16_224.dino"),
+    "mae_b": entry("mae", "b", "vit_base_patch16_224.mae"),
+    "mae_l": entry("mae", "l", "vit_large_patch16_224.mae"),
+    "mocov3_s": entry("mocov3", "s", f"{META}/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", heads=12),
+    "mocov3_b": entry("mocov3", "b", f"{META}/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"),
+    "ibot_s": entry("ibot", "s", f"{IBOT}/vits_16/checkpoint_teacher.pth"),
+    "ibot_b": entry("ibot", "b", f"{IBOT}/vitb_16/checkpoint_teacher.pth"),
+    "ibot_l": entry("ibot", "l", f"{IBOT}/vitl_16/checkpoint_teacher.pth"),
+    "msn_s": entry("msn", "s", f"{META}/msn/vits16_800ep.pth.tar"),
+    "msn_b": entry("msn", "b", f"{META}/msn/vitb16_600ep.pth.tar"),
+    "msn_l": entry("msn", "l", f"{META}/msn/vitl16_600ep.pth.tar"),
+    "beitv2_b": entry("beitv2", "b", f"{BEITV2}/beitv2_base_patch16_224_pt1k.pth"),
+    "beitv2_l": entry("beitv2", "l", f"{BEITV2}/beitv2_large_patch16_224_pt1k.pth"),
+    "clip_b32": entry("clip", "b", "vit_base_patch32_clip_224.openai", patch_size=32),
+    "clip_b": entry("clip", "b", "vit_base_patch16_clip_224.openai"),
+    "clip_l": entry("clip", "l", "vit_large_patch14_clip_224.openai", patch_size=14),
+    "siglip_b": entry("siglip", "b", "vit_base_patch16_siglip_224.webli"),
+    "siglip2_b": entry("siglip", "b", "vit_base_patch16_siglip_224.v2_webli", "SigLIP 2"),
+    "beit_b": entry("beit", "b", "beit_base_patch16_224.in22k_ft_in22k"),
+    "beit3_b": entry("beit3", "b", "beit3_base_patch16_224.pt"),
+    "dinov2_s": entry("dinov2", "s", "vit_small_patch14_dinov2.lvd142m", patch_size=14, img_size=518),
+    "dinov2_b": entry("dinov2", "b", "vit_base_patch14_dinov2.lvd142m", patch_size=14, img_size=518),
+    "dinov2_l": entry("dinov2", "l", "vit_large_patch14_dinov2.lvd142m", patch_size=14, img_size=518),
+    "dinov2_reg_s": entry("dinov2_reg", "s", "vit_small_patch14_reg4_dinov2.lvd142m", patch_size=14, img_size=518),
+    "dinov2_reg_b": entry("dinov2_reg", "b", "vit_base_patch14_reg4_dinov2.lvd142m", patch_size=14, img_size=518),
+    "dinov2_reg_l": entry("dinov2_reg", "l", "vit_large_patch14_reg4_dinov2.lvd142m", patch_size=14, img_size=518),
+    "dinov3_s": entry("dinov3", "s", "vit_small_patch16_dinov3.lvd1689m", img_size=256),
+    "dinov3_splus": entry("dinov3", "s", "vit_small_plus_patch16_dinov3.lvd1689m", img_size=256, swiglu=True),
+    "dinov3_b": entry("dinov3", "b", "vit_base_patch16_dinov3.lvd1689m", img_size=256),
+    "dinov3_l": entry("dinov3", "l", "vit_large_patch16_dinov3.lvd1689m", img_size=256),
+    "eva02_ti": entry("eva02", "ti", "eva02_tiny_patch14_224.mim_in22k", patch_size=14),
+    "eva02_s": entry("eva02", "s", "eva02_small_patch14_224.mim_in22k", patch_size=14),
+    "eva02_b": entry("eva02", "b", "eva02_base_patch14_224.mim_in22k", patch_size=14, sub_ln="mlp"),
+    "eva02_l": entry("eva02", "l", "eva02_large_patch14_224.mim_in22k", patch_size=14, sub_ln="mlp"),
 }
 
 
-def nano(family: str, native: dict) -> Teacher:
-    """The family's native architecture at nano size: 16 tokens of 8 x 8 pixels, width 64, 4 blocks, 4 heads."""
+def nano(family: str) -> Teacher:
+    """The family's native architecture at nano size: 16 patches of 8 x 8 pixels, width 64, 4 blocks, 4 heads."""
     shape = dict(img_size=32, patch_size=8, dim=64, depth=4, heads=4, num_classes=len(SHAPES))
-    pool = "token" if native.get("class_token", True) else "avg"
-    return Teacher(family, ViTConfig(**{**native, **shape, "pool": pool}))
+    config = ViTConfig(**{**NATIVE.get(family, {}), **shape})
+    return Teacher(family, replace(config, pool="token" if config.class_token else "avg"))
 
 
-TEACHERS |= {f"{name}_nano": nano(name, family.native) for name, family in FAMILIES.items()}
-FAMILIES["qknorm"] = Family("ViT with qk-norm", "", native=dict(qk_norm=True))  # no published teacher has it
-TEACHERS["qknorm_nano"] = nano("qknorm", FAMILIES["qknorm"].native)
+# At nano size some are the same network: DeiT, AugReg, DINO, iBOT and MSN have no native component, MoCo v3 has MAE's.
+TEACHERS |= {f"{family}_nano": nano(family) for family in FAMILIES}
 
 
 def find(name: str) -> Teacher:
@@ -270,8 +212,7 @@ def student_config(
     `components`: "standard" for none, "native" for all that the teacher has, or a comma list of their names. Students
     of real teachers average the patches (arXiv 2411.09702), nano students read the class token if there is one.
     """
-    entry = find(name)
-    theirs = entry.config
+    theirs, is_nano = find(name).config, not find(name).url
     owned = native_components(theirs)
     chosen = {"standard": [], "native": owned}.get(components, [part.strip() for part in components.split(",")])
     for component in chosen:
@@ -279,164 +220,161 @@ def student_config(
             raise unknown("student component", component, ("standard", "native", *NATIVE_COMPONENTS))
         if component not in owned:
             raise UserError(f"teacher {name} has no {component}; it has {', '.join(owned) or 'no native component'}")
-    shape = dict(
-        img_size=img_size or theirs.img_size,
-        patch_size=theirs.patch_size,
-        dim=theirs.dim,
-        depth=theirs.depth,
-        heads=theirs.heads,
-        class_token=theirs.class_token,
-        num_classes=num_classes,
-        pool="avg" if entry.url or not theirs.class_token else "token",
-    )
-    if "swiglu" in chosen:
-        shape["mlp_ratio"] = theirs.mlp_ratio  # EVA-02's hidden layer is narrower, to have as many parameters
-    if components == "native":
-        shape["norm_eps"] = theirs.norm_eps
-    return ViTConfig(**shape, **{component: getattr(theirs, component) for component in chosen})
+
+    # The teacher's shape and a new head. Whatever is not asked for is as in the standard ViT.
+    left_out = [component for component in NATIVE_COMPONENTS if component not in chosen]
+    if "swiglu" not in chosen:
+        left_out.append("mlp_ratio")
+    if components != "native":
+        left_out.append("norm_eps")
+    standard = {field: getattr(ViTConfig, field) for field in left_out}
+    pool = "token" if is_nano and theirs.class_token else "avg"
+    return replace(theirs, img_size=img_size or theirs.img_size, num_classes=num_classes, pool=pool, **standard)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Reading a published file
+# ----------------------------------------------------------------------------------------------------------------------
+# From a published file's names to ours
+#
+# Each step takes tensors by name and returns them, more like ours. No name of ours is changed, so that a file that was
+# converted once passes through as it is.
 
-# From the names of timm's and the authors' files to those of model.py. No name on the right is changed again, so a
-# file that has been converted passes through unchanged.
 RENAMES = [
-    (re.compile(pattern), name)
-    for pattern, name in [
-        (r"\.gamma_([12])$", r".ls\1.gamma"),
-        (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
-        # CLIP, in OpenCLIP's layout
-        (r"^class_embedding$", "cls_token"),
-        (r"^positional_embedding$", "pos_embed"),
-        (r"^conv1\.", "patch_embed.proj."),
-        (r"^ln_pre\.", "norm_pre."),
-        (r"^ln_post\.", "norm."),
-        (r"^transformer\.resblocks\.", "blocks."),
-        (r"\.ln_([12])\.", r".norm\1."),
-        (r"\.attn\.in_proj_", ".attn.qkv."),
-        (r"\.attn\.out_proj\.", ".attn.proj."),
-        (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-        (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-    ]
+    (r"\.gamma_([12])$", r".ls\1.gamma"),
+    (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
+    (r"attn\.([qv])_proj\.bias$", r"attn.\1_bias"),
+    # CLIP, in OpenCLIP's layout
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
 
 
-def convert(tensors: dict[str, Tensor], entry: Teacher) -> dict[str, Tensor]:
-    """Published tensors, the wanted ones, in model.py's names and shapes and in float32. Empties `tensors`.
+def convert(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
+    """A published file's tensors in model.py's names and shapes, in float32. What does not fit is left as it is."""
+    tensors = join_qkv(rename(wanted(tensors, teacher)))
+    return split_gate(tensors) if teacher.config.swiglu else tensors
 
-    What does not fit is left as it is, for `build` to refuse.
-    """
-    ours, dim, hidden = {}, entry.config.dim, int(entry.config.dim * entry.config.mlp_ratio)
 
-    def put(name: str, value: Tensor) -> None:
-        ours[f"{name} (twice)" if name in ours else name] = value  # a second one is left over, not the winner
+def wanted(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
+    """The teacher's tensors, without those on the family's list of unwanted ones. A nano teacher wants its head."""
+    family = FAMILIES[teacher.family]
+    # Where some names begin with the prefix, the other tensors belong to other models.
+    prefix = family.key_prefix if any(name.startswith(family.key_prefix) for name in tensors) else ""
+    kept = {}
+    for published, value in tensors.items():
+        name = published.removeprefix(prefix)
+        unwanted = teacher.url and any(fnmatch(name, pattern) for pattern in family.unwanted)
+        if published.startswith(prefix) and not unwanted:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise UserError(f"{name} is {getattr(value, 'dtype', type(value).__name__)}")
+            kept[name] = value
+    return kept
 
-    for published in list(tensors):
-        value = tensors.pop(published)  # popped, so that only one tensor at a time is held twice
-        name = published.removeprefix(FAMILIES[entry.family].prefix)
-        for pattern, new in RENAMES:
-            name = pattern.sub(new, name)
+
+def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names, float32, and three dimensions for the class token and the positions."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        for pattern, ours in RENAMES:
+            name = re.sub(pattern, ours, name)
         if name in ("cls_token", "pos_embed"):
             value = value.view((1,) * (3 - value.ndim) + value.shape)
-        put(name, value.float() if value.is_floating_point() else value)
-    for stem in [name.removesuffix("q_proj.weight") for name in ours if name.endswith("attn.q_proj.weight")]:
-        parts = [f"{stem}{part}_proj.weight" for part in "qkv"]  # EVA-02 B and L: q, k and v apart
-        if ours.keys() >= {*parts, stem + "q_proj.bias", stem + "v_proj.bias"} and all(
-            ours[part].shape == (dim, dim) for part in parts
-        ):
-            put(stem + "qkv.weight", torch.cat([ours.pop(part) for part in parts]))
-            put(stem + "q_bias", ours.pop(stem + "q_proj.bias"))
-            put(stem + "v_bias", ours.pop(stem + "v_proj.bias"))
-    if entry.config.swiglu:
-        for name in [name for name in ours if ".mlp.fc1." in name]:  # EVA-02 Ti and S: gate and value in one
-            if ours[name].shape[:1] == (2 * hidden,):
-                for part, value in zip(("fc1_g", "fc1_x"), ours.pop(name).chunk(2)):
-                    put(name.replace("fc1", part), value)
-    return ours
+        put(renamed, name, value.float())
+    return renamed
 
 
-def refused(path: Path, name: str, problem: str) -> UserError:
-    """The error for a file that is not the teacher's."""
-    source = find(name).url or f"a pretrained {name}"
-    return UserError(f"{path} {problem}; put the file of {name} in its place: {source}")
+def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EVA-02 B and L keep q, k and v apart; here they are one matrix."""
+    joined = dict(tensors)
+    for name in tensors:
+        if name.endswith("attn.q_proj.weight"):
+            stem = name.removesuffix("q_proj.weight")
+            parts = [joined.pop(f"{stem}{part}_proj.weight", torch.empty(0)) for part in "qkv"]
+            if len({part.shape for part in parts}) == 1:  # or else it will be missed
+                put(joined, stem + "qkv.weight", torch.cat(parts))
+    return joined
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of the header in 8 bytes, then the header, in JSON."""
-    with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"
+def split_gate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EVA-02 Ti and S keep the gate of SwiGLU and what passes it in one matrix, one below the other; here two."""
+    split: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if ".mlp.fc1." in name and value.ndim and len(value) > 1:
+            gate, passes = value.chunk(2)
+            put(split, name.replace("fc1", "fc1_g"), gate)
+            put(split, name.replace("fc1", "fc1_x"), passes)
+        else:
+            put(split, name, value)
+    return split
 
 
-def read(path: Path, name: str) -> dict[str, Tensor]:
-    """The teacher's tensors from a published file: safetensors, or the authors' pickle, which may run no code."""
-    entry = find(name)
-    family = FAMILIES[entry.family]
-
-    def wanted(key: str) -> bool:  # a nano teacher wants all: it has a head, too
-        return not entry.url or not any(fnmatch(key, pattern) for pattern in family.unwanted)
-
-    if not os.path.isfile(path):
-        raise refused(path, name, "is not there, or is no file")
-    try:
-        if is_safetensors(path):
-            with safe_open(path, "pt") as file:
-                held = {key: file.get_tensor(key) for key in file.keys() if wanted(key)}
-        else:  # argparse.Namespace holds the settings of some authors' runs, and nothing that runs
-            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickles that are refused anyway
-                with open(path, "rb") as file:
-                    held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken pickle makes its reader stumble over
-        problem = "is cut short or is no weights file"
-        if isinstance(error, PermissionError):
-            problem = "is not yours to read"
-        elif "GLOBAL" in str(error):
-            problem = "holds code and was not loaded"
-        raise refused(path, name, problem) from error
-    if isinstance(held, dict) and family.container in held:
-        held = held[family.container]
-    if not isinstance(held, dict):
-        raise refused(path, name, "holds no named tensors")
-    held = {str(key): value for key, value in held.items() if wanted(str(key))}
-    strange = [key for key, value in held.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise refused(path, name, f"holds more than tensors: {first(strange)}")
-    return convert(held, entry)
+def put(tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
+    if name in tensors:
+        raise UserError(f"holds {name} twice")
+    tensors[name] = value
 
 
-def first(keys: list[str]) -> str:
-    """The first few of many."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+# ----------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load_teacher(name: str, weights: str | None = None, img_size: int | None = None) -> ViT:
+    """The teacher, frozen and in eval mode.
+
+    `weights` is a file in the published layout. Without it the file is taken from the cache, or fetched into it;
+    "random" leaves the teacher untrained, as a control. At another `img_size` than the teacher's own, its positions are
+    resampled. Raises a `UserError` for whatever the caller can mend.
+    """
+    teacher = find(name)
+    config = replace(teacher.config, img_size=img_size or teacher.config.img_size)
+    if weights == "random":
+        model = ViT(config)
+    else:
+        path = Path(weights) if weights else fetch(name)
+        try:
+            model = build(name, path, config)
+        except UserError as error:
+            source = teacher.url or f"a pretrained {name}"
+            raise UserError(f"{error}; put the file of {name} in its place: {source}") from error
+    return model.eval().requires_grad_(False)
 
 
 def build(name: str, path: Path, config: ViTConfig) -> ViT:
     """The teacher with the weights of a file, at the size that `config` says. Refuses a file that does not fit."""
-    entry, tensors = find(name), read(path, name)
-    with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
-        model = ViT(entry.config)
-    expected = model.state_dict()
-    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    both = sorted(expected.keys() & tensors.keys())
-    shapes = [
-        f"{key} is {tuple(tensors[key].shape)} and not {tuple(expected[key].shape)}"
-        for key in both
-        if tensors[key].shape != expected[key].shape
-    ]
-    types = [f"{key} is {tensors[key].dtype}" for key in both if tensors[key].dtype != torch.float32]
-    for problem, keys in (
-        ("lacks", missing),
-        ("has the unknown", extra),
-        ("has wrong shapes:", shapes),
-        ("has wrong types:", types),
-    ):
-        if keys:
-            raise refused(path, name, f"does not hold the weights of {name}: it {problem} {first(keys)}")
-    if config.grid != entry.config.grid:
-        tensors = {key: resample(key, value, entry.config, config) for key, value in tensors.items()}
-        with torch.device("meta"):
-            model = ViT(config)
+    teacher = find(name)
+    tensors = read_tensors(path, FAMILIES[teacher.family].container)
+    try:
+        model = with_tensors(teacher.config, convert(tensors, teacher))
+        if config.grid != teacher.config.grid:
+            resampled = {key: resample(key, value, teacher.config, config) for key, value in model.state_dict().items()}
+            model = with_tensors(config, resampled)
+    except (UserError, RuntimeError) as error:
+        # torch's report names every tensor; the first few will do.
+        report = str(error).partition(":\n\t")[2] or str(error)
+        report = textwrap.shorten(report, 300, placeholder=" ...")
+        raise UserError(f"{path} does not hold the weights of {name}: {report}") from error
+    return model
+
+
+def shape_of(config: ViTConfig) -> ViT:
+    """A model that has shapes, and neither values nor memory."""
+    with torch.device("meta"):
+        return ViT(config, initialise=False)
+
+
+def with_tensors(config: ViTConfig, tensors: dict[str, Tensor]) -> ViT:
+    """A model whose parameters are those tensors. Raises a RuntimeError unless they are all of them and no others."""
+    model = shape_of(config)
     model.load_state_dict(tensors, assign=True)
+    model.fill_buffers()
     return model
 
 
@@ -448,295 +386,125 @@ def resample(name: str, value: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor
         patches = F.interpolate(patches, size=(new.grid, new.grid), mode="bicubic", antialias=True)
         return torch.cat((tokens, patches.flatten(2).transpose(1, 2)), dim=1)
     if name.endswith("relative_position_bias_table"):
-        offsets, side = value[:-3], 2 * old.grid - 1  # the last three rows are the class token's
-        weights = offset_weights(old.grid, new.grid)
-        offsets = torch.einsum("ij,jkh,lk->ilh", weights, offsets.view(side, side, -1), weights).flatten(0, 1)
-        return torch.cat((offsets, value[-3:]))
+        offsets, class_token_rows = value[:-3], value[-3:]
+        side, weights = 2 * old.grid - 1, offset_weights(old.grid, new.grid)
+        offsets = torch.einsum("ij,jkh,lk->ilh", weights, offsets.view(side, side, -1), weights)
+        return torch.cat((offsets.flatten(0, 1), class_token_rows))
     return value
 
 
 def offset_weights(old: int, new: int) -> Tensor:
     """(2 new - 1, 2 old - 1) weights that interpolate a bias over offsets to another grid (BEiT's released code).
 
-    The old offsets are laid out at growing distances, in a geometric progression that spans the new ones, so that
-    near offsets keep their meaning; between them the bias is interpolated linearly.
+    The old offsets are laid out at growing distances, in a geometric progression that spans the new ones, so that near
+    offsets keep their meaning. Between them the bias is interpolated linearly.
     """
+    # The ratio of the progression, by bisection: the sum of its old - 1 steps is to be new - 1.
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
-        low, high = (low, ratio) if (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1 else (ratio, high)
+        too_far = (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1
+        low, high = (low, ratio) if too_far else (ratio, high)
     steps = torch.cumsum(ratio ** torch.arange(old - 1, dtype=torch.float64), 0)
     places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))
-    wanted = torch.arange(1 - new, new, dtype=torch.float64).clamp(places[0], places[-1])
-    right = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
-    share = (wanted - places[right - 1]) / (places[right] - places[right - 1])
-    weights = torch.zeros(2 * new - 1, 2 * old - 1, dtype=torch.float64)
-    row = torch.arange(2 * new - 1)
-    weights[row, right - 1], weights[row, right] = 1 - share, share
-    return weights.float()
 
-
-# ---------------------------------------------------------------------------------------------------------------
-# Fetching
-
-
-def cache_path(name: str) -> Path:
-    """Where a teacher's file is kept."""
-    return Path(torch.hub.get_dir()) / "attention_transfer" / f"{name}.safetensors"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which becomes `path` if all goes well and vanishes if not.
-
-    Raises `UserError` if there is no writing there, before the caller's work where that can be told, or no room.
-    """
-    if not path.name or path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            part.touch()
-            yield part
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if type(error) is RuntimeError and "inline_container" not in str(error):  # torch.save's word for a full disk
-            raise
-        raise UserError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room there, or choose "
-            f"another place (the variable TORCH_HOME moves the weights)"
-        ) from error
+    # How far each new offset has come into each interval between two old ones, from 0 to 1. An old offset weighs as
+    # much as its interval has been entered, less what the next one has.
+    wanted = torch.arange(1 - new, new)
+    entered = ((wanted[:, None] - places[:-1]) / places.diff()).clamp(0, 1)
+    return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
 
 
 def fetch(name: str) -> Path:
     """The teacher's file in the cache; downloaded, or for a nano teacher pretrained, if it is not there."""
-    entry, path = find(name), cache_path(name)
-    if not entry.url:
+    teacher, path = find(name), cache_path(name)
+    if not teacher.url:
         return pretrain(name, path)
-    if os.path.isfile(path):
+    if path.is_file():
         return path
+    url = address(teacher.url)
+    otherwise = (
+        f"download it by hand to {path}, or name it with --weights PATH; or take a teacher without, as deit_nano"
+    )
     with replacing(path) as part:
-        with open(part, "wb") as file:
-            file.writelines(download(name))
+        print(f"downloading {url}", file=sys.stderr)
+        download(url, part, otherwise)
+        # A file that is not the teacher's must not stay, or the next run would find it.
         try:
-            model = build(name, part, entry.config)
-        except UserError as error:  # and a later run does not find it
+            model = build(name, part, teacher.config)
+        except UserError as error:
             problem = str(error).removeprefix(f"{part} ")
-            raise UserError(f"what {address(entry.url)} sends {problem}; {otherwise(path)}") from error
+            raise UserError(f"what {url} sends {problem}; {otherwise}") from error
         if not is_safetensors(part):  # the authors' pickle is opened once, and kept as tensors
             save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part)
     return path
 
 
-def otherwise(path: Path) -> str:
-    return f"put the file at {path}, or name it with --weights PATH, or use a teacher that needs none, as deit_nano"
-
-
-HUB = "https://huggingface.co"
-
-
-def address(url: str) -> str:
-    """The address, at the mirror of the hub that HF_ENDPOINT names if there is one."""
-    return url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
-
-
-class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects and keeps the checksum that the hub states in the first answer only."""
-
-    sha256 = ""
-
-    def redirect_request(self, request, file, code, message, headers, url):
-        self.sha256 = self.sha256 or (headers.get("X-Linked-Etag") or "").strip('"')
-        return super().redirect_request(request, file, code, message, headers, url)
-
-
-def download(name: str) -> Iterator[bytes]:
-    """The teacher's published file, in pieces, with a progress bar; checks its length and, if stated, its SHA-256.
-
-    A token in HF_TOKEN is shown to the hub, or, as by the hub's own client, to the mirror that HF_ENDPOINT puts in its
-    place; but not to the host that it redirects to. Every trouble of the network is a `UserError`.
-    """
-    url, token = address(find(name).url), os.environ.get("HF_TOKEN", "").strip()
-    redirects, digest = Redirects(), hashlib.sha256()
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "attention-transfer"})
-        if token and find(name).url.startswith(HUB):
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
-        with urllib.request.build_opener(redirects).open(request, timeout=60) as answer:
-            sha256 = redirects.sha256 or (answer.headers.get("X-Linked-Etag") or "").strip('"')
-            length = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=length or None, unit="B", unit_scale=True, desc=f"download {name}") as bar:
-                while piece := answer.read(1 << 20):
-                    digest.update(piece)
-                    bar.update(len(piece))
-                    yield piece
-        if length and bar.n != length:
-            raise ConnectionError(f"the transfer ended after {bar.n} of {length} bytes")
-        if len(sha256) == 64 and digest.hexdigest() != sha256:
-            raise ConnectionError(f"its SHA-256 is {digest.hexdigest()[:12]}... and not {sha256[:12]}..., as stated")
-    except urllib.error.HTTPError as error:
-        licence = "the file is behind a licence: accept it on the hub and put your token into HF_TOKEN"
-        why = {401: licence, 403: licence, 404: "the file is not there any more"}.get(error.code, "try again later")
-        raise UserError(f"{url} answers {error.code}; {why}, or {otherwise(cache_path(name))}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: HF_ENDPOINT is no address
-        reason = getattr(error, "reason", error)
-        raise UserError(f"cannot download {url} ({reason}); {otherwise(cache_path(name))}") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Nano teachers
+# ----------------------------------------------------------------------------------------------------------------------
+# Pretraining nano teachers
 
 PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=0.1, clip=1.0, seed=0)
 
 
 def pretrain(name: str, path: Path) -> Path:
-    """Trains a nano teacher on fresh images of `matching` (about a minute on two cores), or finds it in the cache."""
+    """Trains a nano teacher on fresh images of `matching`, in half a minute, or finds it in the cache."""
     config, recipe = find(name).config, PRETRAINING
     stamp = json.dumps([repr(config), recipe])
-    if os.path.isfile(path):
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("recipe") == stamp:
-                    return path
-        except (SafetensorError, OSError):
-            pass  # no file of ours: train again and replace it
+    if recipe_of(path) == stamp:
+        return path
     with replacing(path) as part, torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe["seed"])
-        model = ViT(config)
-        optimiser = torch.optim.AdamW(
-            model.parameters(), recipe["lr"], recipe["betas"], weight_decay=recipe["weight_decay"]
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: cosine_schedule(step, recipe["steps"], recipe["warmup"] * recipe["steps"])
-        )
-        for step in (bar := tqdm(range(recipe["steps"]), desc=f"pretrain {name}", unit="step")):
+        model, steps = ViT(config), recipe["steps"]
+        optimiser = torch.optim.AdamW(model.parameters(), betas=recipe["betas"], weight_decay=recipe["weight_decay"])
+        for step in tqdm(range(steps), desc=f"pretrain {name}", unit="step"):
+            optimiser.param_groups[0]["lr"] = recipe["lr"] * cosine_schedule(step, steps, recipe["warmup"] * steps)
             images, labels = matching(recipe["batch"], seed=1_000_000 + step)
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
             optimiser.step()
-            schedule.step()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
         save_file(model.state_dict(), part, metadata={"format": "pt", "recipe": stamp})
     return path
 
 
-def cosine_schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at a step: linear warm-up, then half a cosine to zero."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# What others call
-
-
-def load_teacher(name: str, weights: str | None = None, img_size: int | None = None) -> ViT:
-    """The teacher, frozen and in eval mode.
-
-    `weights` is a file in the published layout; without it the file is taken from the cache, or fetched into it;
-    "random" leaves the teacher untrained, as a control. At another `img_size` than the teacher's own, its positions
-    are resampled. Raises `UserError` for whatever the caller can mend.
-    """
-    config = find(name).config
-    config = replace(config, img_size=img_size or config.img_size)
-    model = ViT(config) if weights == "random" else build(name, Path(weights) if weights else fetch(name), config)
-    return model.eval().requires_grad_(False)
-
-
-def count_parameters(config: ViTConfig) -> int:
-    """How many parameters a ViT of that config has, counted without building it."""
-    dim, hidden, patches = config.dim, int(config.dim * config.mlp_ratio), config.grid**2
-    norm, table = 2 * dim, ((2 * config.grid - 1) ** 2 + 3) * config.heads
-    attention = 3 * dim * dim + {"qkv": 3, "qv": 2, "none": 0}[config.qkv_bias] * dim + dim * dim + dim
-    attention += 4 * dim // config.heads * config.qk_norm + norm * (config.sub_ln == "both")
-    mlp = (1 + config.swiglu) * (dim * hidden + hidden) + 2 * hidden * (config.sub_ln is not None) + hidden * dim + dim
-    block = 2 * norm + attention + mlp + 2 * dim * (config.layerscale is not None) + table * (config.rel_pos == "block")
-    positions = {"none": 0, "patches": patches}.get(config.pos_embed, patches + config.class_token)
-    embedding = 3 * config.patch_size**2 * dim + (norm if config.pre_norm else dim)
-    embedding += (config.class_token + config.registers + positions) * dim + table * (config.rel_pos == "shared")
-    head = config.num_classes * (dim + 1) + norm * (config.pool != "avg" or config.num_classes > 0)
-    return embedding + config.depth * block + head
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Command line
-
-
-class Arguments(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
-
-    def error(self, message: str) -> None:
-        raise UserError(message)
-
-
-def one_of(kind: str, choices) -> Callable[[str], str]:
-    """An argparse type: one of the choices, or an error with the nearest."""
-
-    def check(word: str) -> str:
-        if word not in choices:
-            raise argparse.ArgumentTypeError(str(unknown(kind, word, choices)))
-        return word
-
-    return check
-
-
-def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a number from `low` to `high`."""
-
-    def check(word: str) -> float:
-        try:
-            value = kind(word)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            span = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
-            raise argparse.ArgumentTypeError(f"'{word}' is not {'a whole' if kind is int else 'a'} number {span}")
-        return value
-
-    return check
-
-
-def answer_mistakes(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a user's mistake ends it with one line on stderr and exit status 2."""
+def recipe_of(path: Path) -> str | None:
+    """The recipe by which a nano teacher's file was made, or None where there is no such file."""
     try:
-        main()
-    except UserError as error:
-        last = str(error).rstrip().rpartition("\n")[2]  # one from a worker process comes with its traceback before it
-        print(f"error: {last.removeprefix('model.UserError: ')}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("recipe")
+    except (SafetensorError, OSError):  # it is trained again, and replaced
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The table of teachers
+
+
+def print_table() -> None:
+    lines = [["id", "family", "parameters", "tokens", "transfer", "licence", "cached", "native components"]]
+    for name, teacher in TEACHERS.items():
+        config, family = teacher.config, FAMILIES[teacher.family]
+        parameters = sum(parameter.numel() for parameter in shape_of(config).parameters())
+        published = [family.finding or "-", family.licence] if teacher.url else ["-", "-"]
+        size = [f"{parameters / 1e6:.1f}M", f"{config.grid} x {config.grid} + {config.prefix}"]
+        cached = "yes" if cache_path(name).is_file() else "-"
+        components = ", ".join(native_components(config)) or "-"
+        lines.append([name, teacher.title or family.title, *size, *published, cached, components])
+    print_aligned(lines)
 
 
 def main() -> None:
-    parser = Arguments(description="The table of teachers; with names, downloads those and checks them.")
-    parser.add_argument("names", nargs="*", metavar="TEACHER")
+    parser = Parser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="TEACHER", help="whose weights to download and check")
     names = parser.parse_args().names
     for name in names:
         find(name)
     for name in names:
-        count = sum(parameter.numel() for parameter in load_teacher(name).parameters())
-        print(f"{name}: {count:,} parameters, complete, in {cache_path(name)}")
+        load_teacher(name)
+        print(f"{name}: complete, in {cache_path(name)}")
     if not names:
-        print(
-            f"{'id':15} {'family':21} {'params':>7} {'tokens':9} {'transfer':8} {'licence':13} {'cached':6} "
-            f"native components"
-        )
-        for name, entry in TEACHERS.items():
-            config, family = entry.config, FAMILIES[entry.family]
-            print(
-                f"{name:15} {entry.title or family.title:21} {count_parameters(config) / 1e6:6.1f}M "
-                f"{config.grid:2} x {config.grid:<2}+{config.prefix} {entry.url and family.finding or '-':8} "
-                f"{entry.url and family.licence or '-':13} {'yes' if os.path.isfile(cache_path(name)) else '-':6} "
-                f"{', '.join(native_components(config)) or '-'}"
-            )
+        print_table()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,405 @@
+"""The data: `matching`, torchvision's sets and folders of images, from files to batches.
+
+`load_data` gives the training images, the held-out images and the class names. `plan_epoch` says which images make up
+which batch, and `loader` reads them. Everything random follows from seeds that are handed over, so batches and
+augmentation are the same whatever the number of worker processes.
+"""
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from support.errors import UserError, unknown
+from support.matching import SHAPES, matching
+
+# torchvision is imported where it is needed: that takes more than a second, and `matching` does without.
+
+
+class Data(NamedTuple):
+    """A data set. Items are (image float32 (3, S, S) normalised, label)."""
+
+    train: Dataset
+    val: Dataset
+    classes: list[str]
+
+
+class Part(NamedTuple):
+    """Training or held-out images: (index, label) of each in a source, whose items are (PIL image, label)."""
+
+    source: Any
+    items: list[tuple[int, int]]
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images (..., 3, S, S) from 0 to 1, less the mean and divided by the standard deviation of each channel."""
+    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data sets by name
+
+TRAIN_SEED, VAL_SEED = 0, 1  # of matching, which is the same set in every run, whatever the run's own seed
+
+
+class Source(NamedTuple):
+    """A class of torchvision.datasets: how it is called for each part, and where its files are."""
+
+    kind: str
+    keyword: str
+    train: str | bool  # the keyword's value for the training images
+    val: str | bool  # for the held-out ones; the same value means that every tenth image is held out
+    labels: str  # the attribute that lists the labels, alone or in pairs with files
+    files: str  # where they are, below the root
+    options: Mapping[str, Any] = {}
+
+
+SOURCES = {
+    "imagenette": Source("Imagenette", "split", "train", "val", "_samples", "imagenette2-320", {"size": "320px"}),
+    "cifar10": Source("CIFAR10", "train", True, False, "targets", "cifar-10-batches-py"),
+    "cifar100": Source("CIFAR100", "train", True, False, "targets", "cifar-100-python"),
+    "stl10": Source("STL10", "split", "train", "test", "labels", "stl10_binary"),
+    "food101": Source("Food101", "split", "train", "test", "_labels", "food-101"),
+    "flowers102": Source("Flowers102", "split", "train", "test", "_labels", "flowers-102"),
+    "pets": Source("OxfordIIITPet", "split", "trainval", "test", "_labels", "oxford-iiit-pet"),
+    "fashion_mnist": Source("FashionMNIST", "train", True, False, "targets", "FashionMNIST/raw"),
+    "svhn": Source("SVHN", "split", "train", "test", "labels", "{train,test}_32x32.mat"),
+    "inat2017": Source("INaturalist", "version", "2017", "2017", "index", "2017"),
+    "inat2018": Source("INaturalist", "version", "2018", "2018", "index", "2018"),
+    "inat2019": Source("INaturalist", "version", "2019", "2019", "index", "2019"),
+    "inat2021": Source("INaturalist", "version", "2021_train", "2021_valid", "index", "2021_{train,valid}"),
+}
+DATASETS = ["matching", *SOURCES, "imagenet"]
+SMALL = {"cifar10", "cifar100", "stl10", "fashion_mnist", "svhn"}  # square, at most 96 px
+
+
+def load_data(
+    name: str,
+    root: str,
+    img_size: int,
+    normalisation: tuple,
+    train_images: int | None = None,
+    augment: bool = True,
+    randaugment: int = 0,
+    erasing: float = 0.0,
+) -> Data:
+    """One of DATASETS (files below `root`, downloaded if missing), or the path of a folder of images.
+
+    `augment` crops and flips the training images at random; `randaugment` (a magnitude, 0 for none) and `erasing`
+    (a probability) add to that. `train_images` keeps a class-balanced subset, the same in every run; of matching it is
+    the number to make, 500 unless told (held out: 10,000). imagenet is ROOT/imagenet/{train,val} with a folder for
+    each class. A folder has the same layout, or class folders alone, of which every tenth image of each class is held
+    out. Raises a `UserError` for what the user can mend.
+    """
+    if name == "matching":
+        count = 500 if train_images is None else train_images
+        if not 1 <= count <= 100_000:
+            raise UserError(f"{count} training images asked for; matching makes 1 to 100,000")
+        parts = matching_part(count, TRAIN_SEED, normalisation), matching_part(10_000, VAL_SEED, normalisation)
+        return Data(*(Images(part, partial(resized, img_size=img_size)) for part in parts), SHAPES)
+
+    if name in SOURCES:
+        train, val, classes = from_torchvision(name, root)
+    else:
+        train, val, classes = from_folder(find_folder(name, root))
+        if name != "imagenet":  # opening 1.3 million files takes too long
+            check_images(train)
+            check_images(val)
+    if train_images is not None:
+        train = balanced(train, train_images)
+    plain = plain_view(name, img_size, normalisation)
+    augmented = augmented_view(name, img_size, normalisation, randaugment, erasing) if augment else None
+    return Data(Images(train, plain, augmented), Images(val, plain), classes)
+
+
+def find_folder(name: str, root: str, datasets: Sequence[str] = DATASETS) -> Path:
+    """The folder that `name` is a path of, or ROOT/imagenet; a `UserError` naming `datasets` if it is not there."""
+    path = Path(root) / "imagenet" if name == "imagenet" else Path(name)
+    if name == "imagenet" and not has_parts(path):
+        raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
+    if not path.is_dir():
+        raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
+    return path
+
+
+def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
+    """Training images, held-out images and class names of a set that torchvision knows."""
+    from torchvision import datasets
+
+    source = SOURCES[name]
+    dataset = partial(getattr(datasets, source.kind), root, download=True, **source.options)
+    try:
+        train, val = (dataset(**{source.keyword: part}) for part in (source.train, source.val))
+    except ImportError as error:  # torchvision reads the .mat files of flowers102 and svhn with scipy
+        raise UserError(f"{name} needs the package {error.name}; install it with pip install {error.name}") from error
+    except Exception as error:  # whatever a missing network, or a file that is cut short, makes torchvision say
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load {name} ({reason}); its files belong at {root}/{source.files}") from error
+
+    labels = []
+    for part in (train, val):
+        if source.kind == "INaturalist":  # it lists files in the disk's order
+            part.index.sort()
+        labels.append([label_of(entry) for entry in getattr(part, source.labels)])
+    classes = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels[0]))
+    classes = [str(name[0] if isinstance(name, tuple) else name) for name in classes]  # imagenette's have synonyms
+    if source.train == source.val:
+        return *hold_out(train, labels[0]), classes
+    return whole(train, labels[0]), whole(val, labels[1]), classes
+
+
+def label_of(entry: Any) -> int:
+    """The label in one entry of a list of labels, of (path, label) or of (label, file)."""
+    return next(part for part in entry if isinstance(part, int)) if isinstance(entry, tuple) else int(entry)
+
+
+def whole(source: Any, labels: list[int]) -> Part:
+    return Part(source, list(enumerate(labels)))
+
+
+def matching_part(count: int, seed: int, normalisation: tuple) -> Part:
+    images, labels = matching(count, seed)
+    return whole(list(zip(normalise(images, *normalisation), labels, strict=True)), labels.tolist())
+
+
+def hold_out(source: Any, labels: list[int]) -> tuple[Part, Part]:
+    """Parts a source into training and held-out images, which are the 1st, 11th, ... of each class."""
+    seen, train, val = Counter(), [], []
+    for item in enumerate(labels):
+        (val if seen[item[1]] % 10 == 0 else train).append(item)
+        seen[item[1]] += 1
+    return Part(source, train), Part(source, val)
+
+
+def balanced(part: Part, count: int) -> Part:
+    """`count` images, as many of each class as can be, the same at every call, and among those of a larger count."""
+    all_images, classes = len(part.items), len({label for _, label in part.items})
+    if not classes <= count <= all_images:
+        raise UserError(f"{count} training images asked for; choose {classes} (one a class) to {all_images} (all)")
+    # In a random order each image is the first, second, ... of its class: take all first ones, then all second ones.
+    seen, turns = Counter(), {}
+    for place in torch.randperm(all_images, generator=torch.Generator().manual_seed(0)).tolist():
+        item = part.items[place]
+        turns[item] = seen[item[1]]
+        seen[item[1]] += 1
+    return Part(part.source, sorted(turns, key=turns.get)[:count])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Folders of images
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether a folder of images is parted into train/ and val/."""
+    return (folder / "train").is_dir() and (folder / "val").is_dir()
+
+
+def from_folder(folder: Path) -> tuple[Part, Part, list[str]]:
+    """Training images FOLDER/train/CLASS/*, held-out FOLDER/val/CLASS/*, or every tenth of FOLDER/CLASS/* held out."""
+    if has_parts(folder):
+        train = ClassFolders(folder / "train")
+        val = ClassFolders(folder / "val", train.classes)
+        return whole(train, train.targets), whole(val, val.targets), train.classes
+    source = ClassFolders(folder)
+    for label, count in Counter(source.targets).items():
+        if count == 1:
+            name = source.classes[label]
+            raise UserError(f"class '{name}' of {folder} has one image, too few to hold any out; add at least one")
+    return *hold_out(source, source.targets), source.classes
+
+
+class ClassFolders:
+    """The images FOLDER/CLASS/*, as torchvision's ImageFolder lists them: items are (PIL image, label).
+
+    A label is the place of the class among `classes`, which are the folder's own, sorted, unless given. Hidden files
+    and folders do not count.
+    """
+
+    def __init__(self, folder: Path, classes: list[str] | None = None) -> None:
+        from torchvision.datasets import ImageFolder
+
+        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+        if not names:
+            raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
+        if set(names) <= {"train", "val", "test"}:
+            raise UserError(f"{folder} has {' and '.join(names)}, but train and val are needed; or name one that has")
+        self.classes = classes or names
+        for name in names:
+            if name not in self.classes:
+                raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
+
+        def is_image(path: str) -> bool:
+            parts = Path(path).relative_to(folder).parts
+            return path.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in parts)
+
+        numbers = {name: self.classes.index(name) for name in names}
+        self.samples = ImageFolder.make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
+        self.targets = [label for _, label in self.samples]
+        for name in names:
+            if numbers[name] not in set(self.targets):
+                raise UserError(f"class '{name}' has no images in {folder / name}; add some or remove the folder")
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.samples[index]
+        return read_image(path), label
+
+
+def read_image(path: str | Path) -> Any:
+    """A picture as an RGB PIL image. Of one that was cut short, as is common in large sets, it is what there is."""
+    from PIL import Image, ImageFile
+
+    for damaged in (False, True):
+        ImageFile.LOAD_TRUNCATED_IMAGES = damaged
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            if damaged:
+                raise UserError(f"cannot read {path}; remove or replace it") from error
+            warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def check_images(part: Part) -> None:
+    """Opens each file, so that one that is no image is a mistake before the training, not in the middle of it."""
+    from PIL import Image
+
+    for index, _ in tqdm(part.items, desc="checking images", leave=False, disable=None):
+        path, _ = part.source.samples[index]
+        try:
+            Image.open(path).close()  # reads the header alone
+        except (OSError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot open {path} as an image; remove or replace it") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From images to tensors
+
+
+def to_rgb(image: Any) -> Any:
+    return image.convert("RGB")
+
+
+def to_tensor(image: Any, normalisation: tuple) -> Tensor:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    return normalise(pil_to_tensor(image) / 255, *normalisation)
+
+
+def resized(image: Tensor, img_size: int) -> Tensor:
+    """An image of `matching`. It is seen whole, and never augmented."""
+    if img_size == image.shape[-1]:
+        return image
+    return F.interpolate(image[None], (img_size, img_size), mode="bilinear", antialias=True)[0]
+
+
+def is_small(name: str, img_size: int) -> bool:
+    """Whether images are used whole: those of small sets, and all at 64 px or less."""
+    return name in SMALL or img_size <= 64
+
+
+def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
+    """What evaluation sees of a PIL image, as a tensor (3, S, S): its central 7/8, or all of it if images are small."""
+    from torchvision.transforms import v2
+
+    bicubic = v2.InterpolationMode.BICUBIC
+    if is_small(name, img_size):
+        steps = [v2.Resize((img_size, img_size), bicubic)]
+    else:
+        steps = [v2.Resize(round(img_size / 0.875), bicubic), v2.CenterCrop(img_size)]
+    return v2.Compose([to_rgb, *steps, partial(to_tensor, normalisation=normalisation)])
+
+
+def augmented_view(
+    name: str, img_size: int, normalisation: tuple, randaugment: int = 0, erasing: float = 0.0
+) -> Callable:
+    """What training sees of a PIL image, as a tensor (3, S, S), drawn at random."""
+    from torchvision.transforms import v2
+
+    # At least 8 % of the area (Szegedy et al., "Going deeper with convolutions", 2015, section 6), or 35 % where that
+    # would leave too few pixels.
+    smallest = 0.35 if is_small(name, img_size) else 0.08
+    steps = [v2.RandomResizedCrop(img_size, scale=(smallest, 1), interpolation=v2.InterpolationMode.BICUBIC)]
+    if name != "svhn":  # a mirrored digit is another digit, or none
+        steps.append(v2.RandomHorizontalFlip())
+    if randaugment:  # arXiv 1909.13719
+        steps.append(v2.RandAugment(magnitude=randaugment, interpolation=v2.InterpolationMode.BILINEAR))
+    steps.append(partial(to_tensor, normalisation=normalisation))
+    if erasing:  # arXiv 1708.04896; zero is the mean of a normalised image
+        steps.append(v2.RandomErasing(erasing))
+    return v2.Compose([to_rgb, *steps])
+
+
+class Images(Dataset):
+    """A part of a set as tensors.
+
+    An item is asked for by its index, which gives the plain view that evaluation uses, or by a pair (index, seed),
+    which gives the augmented view drawn from that seed.
+    """
+
+    def __init__(self, part: Part, plain: Callable, augmented: Callable | None = None) -> None:
+        self.part, self.plain, self.augmented = part, plain, augmented
+
+    def __len__(self) -> int:
+        return len(self.part.items)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
+        number, seed = item if isinstance(item, tuple) else (item, None)
+        index, label = self.part.items[number]
+        image = self.part.source[index][0]
+        if seed is None or self.augmented is None:
+            return self.plain(image), label
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPU's generators too, beyond the fork.
+            torch.default_generator.manual_seed(seed)
+            return self.augmented(image), label
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[list[tuple[int, int]]]:
+    """The batches of one pass over `count` training images: pairs (index, seed of the augmentation).
+
+    The order and the seeds follow from (seed, epoch). The last batch is shorter where the division leaves a rest; it is
+    left out if it has fewer images than there are processes, `world`.
+    """
+    # torch's generator keeps 32 bits of its seed: fold (seed, epoch) into them.
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)
+    order = torch.randperm(count, generator=generator).tolist()
+    seeds = torch.randint(2**32, (count,), generator=generator).tolist()
+    items = [(index, seeds[index]) for index in order]
+    batches = [items[at : at + batch_size] for at in range(0, count, batch_size)]
+    if len(batches[0]) < world:
+        raise UserError(f"{world} processes cannot share a batch of {len(batches[0])} images; raise --batch-size")
+    return batches if len(batches[-1]) >= world else batches[:-1]
+
+
+def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """The batches of an evaluation by one of several processes: every world-th image, from the image `rank`."""
+    mine = range(rank, count, world)
+    return [list(mine[at : at + batch_size]) for at in range(0, len(mine), batch_size)]
+
+
+def loader(dataset: Dataset, batches: list[list], workers: int, device: torch.device) -> DataLoader:
+    """Reads batches of a data set: (images (B, 3, S, S), labels (B,))."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of its own: without it, each pass would advance torch's global one
+    )

@@ -1,0 +1,93 @@
+"""Pictures, drawn with matplotlib: gains, curves of training, attention maps, and how well maps agree."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.errors import UserError
+from support.tables import ACCURACIES, Rows, columns_of
+from support.weights import replacing
+
+
+def new_figure(path: str, width: float, height: float) -> Any:
+    """An empty matplotlib figure of that size in inches, without a window, for `save`."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("pictures need matplotlib; install it with: pip install matplotlib") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if Path(path).suffix[1:].lower() not in FigureCanvasAgg(figure).get_supported_filetypes():
+        raise UserError(f"cannot tell what kind of picture {path} is to be; let its name end in .png, .svg or .pdf")
+    return figure
+
+
+def save(figure: Any, path: str) -> None:
+    with replacing(Path(path)) as part:
+        figure.savefig(part, format=Path(path).suffix[1:].lower(), dpi=150)
+    print(f"drawn: {path}")
+
+
+def draw_gains(tables: dict[str, Rows], path: str) -> None:
+    """Bars of the gain over the baseline, a panel a table, a group of bars a teacher, a colour a column."""
+    figure = new_figure(path, 4 + 0.7 * max(map(len, tables.values())), 4.2 * len(tables))
+    panels = figure.subplots(len(tables), squeeze=False)[:, 0]
+    for panel, (title, rows) in zip(panels, tables.items(), strict=True):
+        columns = [column for column in columns_of(rows) if column not in ACCURACIES]
+        width = 0.8 / max(1, len(columns))
+        for number, column in enumerate(columns):
+            gains = [row.get(column) or [math.nan] for row in rows.values()]
+            places = [place - 0.4 + width * (number + 0.5) for place in range(len(rows))]
+            spread = [statistics.stdev(values) if len(values) > 1 else 0 for values in gains]
+            panel.bar(places, list(map(statistics.mean, gains)), 0.9 * width, yerr=spread, label=column)
+        panel.axhline(0, color="black", linewidth=1)
+        names = [f"{teacher}\n{family}" for family, teacher in rows]
+        panel.set_xticks(range(len(rows)), names, rotation=30, ha="right", fontsize="small")
+        panel.set(title=title, ylabel="gain over the baseline, points")
+        panel.grid(axis="y", alpha=0.3)
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+    save(figure, path)
+
+
+def draw_lines(panels: dict[str, dict[str, tuple]], x_label: str, path: str) -> None:
+    """Panels by title, three a row; each has lines by name: (x, y)."""
+    rows = -(-len(panels) // 3)
+    figure = new_figure(path, 12, 1 + 3 * rows)
+    for panel, (title, lines) in zip(figure.subplots(rows, 3).flat, panels.items(), strict=True):
+        for name, (x, y) in lines.items():
+            panel.plot(x, y, ".-", label=name)
+        panel.set(title=title, xlabel=x_label)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="x-small")
+    save(figure, path)
+
+
+def draw_maps(image: Tensor, patch: tuple[int, int] | None, sides: dict[str, Tensor], path: str) -> None:
+    """An image (3, S, S) from 0 to 1, and where a patch of it, or the class token, looks in every block and head.
+
+    `sides` holds maps (blocks, heads, rows, columns) by title. The maps of a head are scaled by the brightest patch of
+    all sides, so that these can be compared.
+    """
+    from torchvision.utils import make_grid
+
+    blocks, heads, grid, _ = next(iter(sides.values())).shape
+    figure = new_figure(path, 3.4 + 1.4 * heads, max(3.2, 1 + 0.7 * blocks))
+    first, *panels = figure.subplots(1, 3, width_ratios=(2.6, 0.7 * heads, 0.7 * heads))
+    first.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy())
+    first.set_axis_off()
+    first.set_title("where the class token looks" if patch is None else f"where patch {patch[0]},{patch[1]} looks")
+    if patch is not None:
+        width = image.shape[-1] / grid
+        first.plot((patch[1] + 0.5) * width, (patch[0] + 0.5) * width, "rs", fillstyle="none", markersize=12)
+    brightest = torch.maximum(*sides.values()).amax((-2, -1), keepdim=True)
+    for panel, (name, maps) in zip(panels, sides.items(), strict=True):
+        tiles = (maps / brightest).flatten(0, 1)[:, None]
+        picture = make_grid(tiles, nrow=heads, padding=1, pad_value=math.nan)[0].numpy()
+        panel.imshow(picture, cmap="magma", vmin=0, vmax=1, extent=(-0.5, heads - 0.5, blocks - 0.5, -0.5))
+        panel.set(title=name, xlabel="head", ylabel="block", xticks=range(heads), yticks=range(blocks))
+    save(figure, path)

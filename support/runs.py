@@ -1,0 +1,112 @@
+"""The folder of a run: config.json, log.jsonl, checkpoint.pt while it lasts, student.safetensors, result.json.
+
+With a moving average of the weights, student_ema.safetensors too. Each file is written under a temporary name first.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from support.errors import UserError
+from support.weights import replacing, save_state
+
+FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
+
+
+def read_json(path: Path, needed: set[str]) -> dict[str, Any]:
+    """A file of a run, which has those keys."""
+    try:
+        content = json.loads(path.read_text())
+        missing = needed - set(content)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); train the run again with --fresh") from error
+    if missing:
+        raise UserError(f"{path} has no {', '.join(sorted(missing))}: it is not of a run that train.py made")
+    return content
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of a run; a `UserError` where there is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
+    return read_json(path, {"settings", "student", "classes", "command"})
+
+
+def read_result(folder: str | Path) -> dict[str, Any] | None:
+    """The result.json of a run; None as long as it is not finished."""
+    path = Path(folder) / "result.json"
+    finished = path.is_file() and path.with_name("student.safetensors").is_file()
+    return read_json(path, {"top1"}) if finished else None
+
+
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """The log.jsonl of a run: a dictionary an epoch."""
+    path = Path(folder) / "log.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged; train the run again with --fresh") from error
+    if not lines:
+        raise UserError(f"{folder} has not finished an epoch; there is nothing to draw yet")
+    return lines
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def append_log(folder: Path, line: dict[str, Any]) -> None:
+    """Adds the line of an epoch, in the place of those that a stopped run wrote after its last checkpoint."""
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    with replacing(path) as part:
+        part.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line) + "\n"]))
+
+
+def clear(folder: Path) -> None:
+    """Forgets what is on disk of a run."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+class Checkpoint:
+    """The file from which a stopped run goes on: the state of each of `parts`, by name, which are None or have a
+    `state_dict`.
+
+    It is written at the end of an epoch, if writing takes less than a tenth of the time. Nothing else needs keeping:
+    all that is random follows from the numbers of epoch and step.
+    """
+
+    def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
+        self.path = folder / "checkpoint.pt"
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.written_at, self.writing = time.perf_counter(), 0.0
+
+    def save_if_due(self, epochs: int, seconds: float) -> None:
+        """Keeps the state after so many epochs, which took so many seconds."""
+        start = time.perf_counter()
+        if start - self.written_at < 10 * self.writing:
+            return
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        save_state({"epochs": epochs, "seconds": seconds, **states}, self.path)
+        self.written_at = time.perf_counter()
+        self.writing = self.written_at - start
+
+    def resume(self, device: torch.device) -> tuple[int, float]:
+        """Takes up the state of the file, if there is one; returns the epochs done, and the seconds that they took."""
+        if not self.path.is_file():
+            return 0, 0.0
+        try:
+            held = torch.load(self.path, map_location=device, weights_only=True)
+            for name, part in self.parts.items():
+                if held[name]:  # a scaler's state is empty where the run had none before
+                    part.load_state_dict(held[name])
+            return held["epochs"], held["seconds"]
+        except Exception as error:  # whatever a damaged file makes torch say
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.path} cannot be read ({reason}); start over with --fresh") from error

@@ -1,0 +1,116 @@
+"""The table of arXiv 2605.07191: what each teacher's attention is worth, as gains over a baseline of the same seed."""
+
+import csv
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.errors import UserError
+from support.weights import replacing
+
+
+class Result(NamedTuple):
+    """A finished run, as a table sees it."""
+
+    place: tuple[int, int]  # of the family and the teacher among all
+    family: str
+    teacher: str  # its name: a baseline serves a teacher whether its weights are trained or random
+    title: str  # what the table calls the teacher
+    conditions: tuple[tuple[str, Any], ...]  # (name, value) of what runs must share to be compared
+    column: str  # "baseline", or the method with its student and variant
+    seed: int
+    top1: float  # in percent
+    teacher_top1: float | None  # where the teacher's task is the student's
+
+
+# The rows of a table, by family and title of the teacher. A row holds, by column, accuracies in percent or gains over
+# the baseline in points, one for each seed.
+Rows = dict[tuple[str, str], dict[str, list[float]]]
+COLUMNS = ["its top-1", "baseline", "copy", "distill", "native copy", "native distill", "native baseline"]
+ACCURACIES = ("its top-1", "baseline")  # columns that are no gains
+LEGEND = """
+Top-1 of the teacher itself, where its task is the student's, and of the baseline, in percent; then what was gained over
+the baseline of the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a failure."""
+
+
+def compare(results: list[Result]) -> dict[str, Rows]:
+    """Tables by title, each of runs that can be compared."""
+    if not results:
+        raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
+    groups: dict[tuple, list[Result]] = {}
+    for result in sorted(results, key=lambda result: (result.place, result.title)):
+        groups.setdefault(result.conditions, []).append(result)
+    differ = [together[0][0] for together in zip(*groups, strict=True) if len(set(together)) > 1]
+    if differ:
+        print(f"{len(groups)} tables: runs that differ in {', '.join(differ)} cannot be compared")
+    tables = {}
+    for conditions, group in groups.items():
+        shown = [f"{name} {value}" for name, value in conditions if name in ("data", "img_size", "epochs", *differ)]
+        tables[", ".join(shown)] = rows_of(group)
+    return tables
+
+
+def rows_of(results: list[Result]) -> Rows:
+    """The rows of one table. A run without a baseline of its seed has no gain, and is told of."""
+    rows: Rows = {}
+    for result in results:
+        row = rows.setdefault((result.family, result.title), {})
+        baselines = {r.seed: r.top1 for r in results if r.column == "baseline" and r.teacher == result.teacher}
+        row["baseline"] = list(baselines.values())
+        if result.teacher_top1 is not None:
+            row["its top-1"] = [result.teacher_top1]
+        if result.seed not in baselines:
+            print(f"{result.title}, {result.column}, seed {result.seed}: top-1 {result.top1:.1f}, ", end="")
+            print("and no baseline of that seed to compare it with; train one with --mode baseline")
+        elif result.column != "baseline":
+            row.setdefault(result.column, []).append(result.top1 - baselines[result.seed])
+    return rows
+
+
+def columns_of(rows: Rows) -> list[str]:
+    """The columns that some row has, the usual ones first."""
+    having = {name for row in rows.values() for name, values in row.items() if values}
+    return [name for name in COLUMNS if name in having] + sorted(having - set(COLUMNS))
+
+
+def cell(column: str, values: list[float]) -> str:
+    """Mean and standard deviation over seeds, as Markdown."""
+    if not values:
+        return "-"
+    mean = statistics.mean(values)
+    text = f"{mean:.1f}" if column in ACCURACIES else f"{mean:+.1f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.1f}"
+    return f"**{text}**" if mean < 0 else text
+
+
+def print_aligned(lines: list[list[str]]) -> None:
+    """Prints rows of cells, the first of which is the header, as Markdown with columns as wide as what they hold."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in [lines[0], ["-" * width for width in widths], *lines[1:]]:
+        print(f"| {' | '.join(map(str.ljust, line, widths))} |")
+
+
+def print_tables(tables: dict[str, Rows]) -> None:
+    for title, rows in tables.items():
+        columns = columns_of(rows)
+        lines = [["family", "teacher", *columns]]
+        for names, row in rows.items():
+            lines.append([*names, *(cell(column, row.get(column, [])) for column in columns)])
+        print(f"\n### {title}\n")
+        print_aligned(lines)
+    print(LEGEND)
+
+
+def write_csv(tables: dict[str, Rows], path: str) -> None:
+    """The tables as one file: a line for each row and column, with mean, standard deviation and number of seeds."""
+    with replacing(Path(path)) as part, open(part, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["runs", "family", "teacher", "column", "mean", "sd", "seeds"])
+        for title, rows in tables.items():
+            for names, row in rows.items():
+                for column, values in row.items():
+                    if values:
+                        spread = statistics.stdev(values) if len(values) > 1 else ""
+                        writer.writerow([title, *names, column, statistics.mean(values), spread, len(values)])
+    print(f"written: {path}")

@@ -1,0 +1,117 @@
+"""What a training loop calls: the learning rate, the optimiser's groups, mixing of images, averages, and accuracy."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from support.data import in_order, loader
+from support.errors import UserError
+from support.processes import Processes
+
+
+def cosine_schedule(step: int, steps: int, warmup: float) -> float:
+    """The share of the learning rate at a step: a linear rise over `warmup` steps, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Parameters by weight decay and the highest learning rate that they reach, their `peak`.
+
+    Matrices decay; norms, biases, LayerScale, tokens and positions do not. With `layer_decay`, the learning rate
+    shrinks by that factor from the head to the last block, and from each block to the one before (ELECTRA, BEiT).
+    """
+    groups: dict[tuple, dict] = {}
+    depth = student.config.depth
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        # Layer 0 is what comes before the blocks, 1 to `depth` are the blocks, and then comes the head.
+        layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
+        if name.startswith(("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "rel_pos_bias")):
+            layer = 0
+        rate = peak * layer_decay ** (depth + 1 - layer)
+        is_matrix = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "bias_table"))
+        decay = weight_decay if is_matrix else 0.0
+        group = groups.setdefault((rate, decay), dict(params=[], peak=rate, weight_decay=decay))
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), one of them drawn for each batch."""
+    if not (mixup or cutmix):
+        return lambda images, labels: (images, labels)
+    from torchvision.transforms import v2
+
+    kinds = []
+    if mixup:
+        kinds.append(v2.MixUp(alpha=mixup, num_classes=classes))
+    if cutmix:
+        kinds.append(v2.CutMix(alpha=cutmix, num_classes=classes))
+    return v2.RandomChoice(kinds)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    processes: Processes,
+    workers: int = 0,
+    classes: list[int] | None = None,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    progress: str = "",
+) -> dict[str, float]:
+    """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
+
+    The model, left in eval mode, makes logits of images, or a tuple that begins with them; with `classes`, these alone
+    are asked for. The processes share the images, each counted once, and add up what they find.
+    """
+    start, device = time.perf_counter(), processes.device
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)  # right, right among the best five, loss, images
+    batches = loader(dataset, in_order(len(dataset), batch_size, processes.rank, processes.world), workers, device)
+    for images, labels in tqdm(batches, desc=progress, disable=not progress, leave=False, unit="batch"):
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with autocast():
+            output = model(images)
+        logits = (output[0] if isinstance(output, tuple) else output).float()
+        logits = logits if classes is None else logits[:, classes]
+        right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack((right[:, 0].sum(), right.any(1).sum(), loss, loss.new_tensor(len(labels)))).cpu()
+    top1, top5, loss, n = processes.sum(sums).tolist()
+    seconds = time.perf_counter() - start
+    return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n), "images_per_s": n / seconds}
+
+
+class Meter:
+    """Averages over the images of an epoch, in all processes."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.sums = torch.zeros(4, device=processes.device)  # loss, transfer loss, right answers, images
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, transfer_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        # Where images are mixed, the right answer is the one with the larger share.
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        right, count = (logits.argmax(1) == labels).sum().float(), loss.new_tensor(len(labels))
+        self.sums += torch.stack((loss * count, transfer_loss.float() * count, right, count))
+
+    def averages(self, step: int) -> dict[str, float]:
+        """The averages after that step. Raises a `UserError` if a loss was not finite."""
+        loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
+        if not math.isfinite(loss):
+            remedy = "start over with --fresh and a lower --lr, or go on from the last checkpoint with --amp off"
+            raise UserError(f"the loss is not finite at step {step}; {remedy}")
+        return {"loss": loss / images, "transfer_loss": transfer_loss / images, "top1": 100 * right / images}

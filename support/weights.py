@@ -1,0 +1,114 @@
+"""Files of weights: where they are kept, how they are downloaded, read and written."""
+
+import argparse
+import http.client
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from support.errors import UserError
+
+HUB = "https://huggingface.co"
+
+
+def cache_path(name: str) -> Path:
+    """Where a teacher's file is kept."""
+    return Path(torch.hub.get_dir()) / "attention_transfer" / f"{name}.safetensors"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which becomes `path` if all goes well and vanishes if not.
+
+    Raises a `UserError` if one cannot write there, where possible before the caller's work, or if the disk is full.
+    """
+    if not path.name or path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.touch()
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room there, or choose another "
+            f"place (the variable TORCH_HOME moves the weights)"
+        ) from error
+
+
+def save_state(state: dict, path: Path) -> None:
+    """Writes a checkpoint, which `torch.load(..., weights_only=True)` opens."""
+    with replacing(path) as part:
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # where the disk is full; others say OSError
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def address(url: str) -> str:
+    """The address, at the mirror of the hub that HF_ENDPOINT names if there is one."""
+    return url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
+
+
+def download(url: str, path: Path, otherwise: str) -> None:
+    """Downloads a file to `path`. A transfer that was cut short is not noticed here, but when the file is read.
+
+    Raises a `UserError` for every trouble of the network; it ends with `otherwise`, the other ways to the file.
+    """
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # seconds without a byte; torch's download has no limit of its own
+    try:
+        torch.hub.download_url_to_file(url, str(path))
+    except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: HF_ENDPOINT is no address
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise UserError(f"cannot download {url} ({reason}); {otherwise}") from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of the header in 8 bytes, then the header, in JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def read_tensors(path: Path, container: str = "") -> dict[str, Any]:
+    """What a file holds by name: safetensors, or a pickle, from whose entry `container` it is taken if there is one.
+
+    A pickle may run no code. Raises a `UserError` that names the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there, or is no file")
+    try:
+        held = load_file(path) if is_safetensors(path) else load_pickle(path)
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read; change its permissions") from error
+    except Exception as error:  # whatever a broken pickle makes its reader stumble over
+        holds_code = "GLOBAL" in str(error)
+        problem = "holds code and was not loaded" if holds_code else "is cut short or is no weights file"
+        raise UserError(f"{path} {problem}") from error
+    if isinstance(held, dict) and container in held:
+        held = held[container]
+    if not isinstance(held, dict):
+        raise UserError(f"{path} holds no named tensors")
+    return {str(name): value for name, value in held.items()}
+
+
+def load_pickle(path: Path) -> Any:
+    # An argparse.Namespace holds the settings of some authors' runs, and nothing that runs.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that are refused anyway
+        with open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
