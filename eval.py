@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from model import Attended, ViT, ViTConfig, attention_map
+from model import ViT, ViTConfig, attention_map
 from support import data, pictures, runs
 from support.arguments import Parser, number_from
 from support.errors import UserError, answer_mistakes
@@ -42,18 +42,16 @@ from transfer import AttentionTransfer, measures
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
     """The student of a finished run, in eval mode; with `ema`, the moving average of its weights.
 
-    That of a copy run can do nothing by itself, as its own q and k are untrained: `train.predictor` makes it read with
+    That of a copy run can do nothing by itself, as its own q and k are untrained: `train.run_model` makes it read with
     its teacher's routing.
     """
-    config, path = (
-        runs.read_config(folder),
-        Path(folder) / ("student_ema.safetensors" if ema else "student.safetensors"),
-    )
+    config, name = runs.read_config(folder), "student_ema" if ema else "student"
+    path = Path(folder) / f"{name}.safetensors"
     if runs.read_result(folder) is None:
         raise UserError(f"{folder} is not finished; go on with: {config['command']}")
     if not path.is_file():
         raise UserError(f"{folder} kept no moving average of its weights; leave --ema out, or train with --ema 0.9")
-    student = ViT(ViTConfig(**config["student"]))
+    student = ViT(ViTConfig(**config["student"]))  # native components included
     try:
         student.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
@@ -68,8 +66,7 @@ def open_run(folder: str, args: Namespace) -> tuple[Settings, ViT]:
     return replace(read_settings(folder), **given), student
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Accuracy, on the run's own validation images or on others
+# ---- Accuracy, on the run's own validation images or on others -------------------------------------------------------
 
 # Sets of class folders, and where they are below --data-root: as their archives unpack, and under other usual names.
 FOLDERS = {
@@ -84,14 +81,14 @@ FOLDERS = {
 
 def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
-    opened = [(Path(folder), *open_run(folder, args)) for folder in args.runs]
-    print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")
-    for folder, settings, student in opened:
+    print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
+    for folder in map(Path, args.runs):
+        settings, student = open_run(folder, args)
         teacher = run_teacher(settings).to(args.device) if settings.method == "copy" else None
         model, known = run_model(settings, student, teacher), runs.read_config(folder)["classes"]
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
-            title = Path(name).name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
+            title = name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
             found = evaluate(
                 model, dataset, args.batch_size or 256, args.processes, args.workers, classes, progress=folder.name
             )
@@ -100,20 +97,19 @@ def accuracy(args: Namespace) -> None:
 
 
 def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dataset, list[int]]:
-    """A data set as the run would see it, and which of the student's classes, `known`, its labels are.
-
-    ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these. The folders of ImageNet-V2
-    are numbered by the sorted WordNet ids.
-    """
-    if name in (settings.data, "matching", *data.SOURCES):
-        same = name == settings.data
-        _, dataset, classes = run_data(settings if same else replace(settings, data=name, train_images=None))
+    """A data set as the run would see it, and which of the student's classes, `known`, its labels are."""
+    # ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these. The folders of ImageNet-V2
+    # are numbered by the sorted WordNet ids.
+    if name == settings.data:
+        _, dataset, classes = run_data(settings)  # its own validation images
+    elif name in ("matching", *data.SOURCES):
+        _, dataset, classes = run_data(replace(settings, data=name, train_images=None))
     else:
         source = data.ClassFolders(class_folder(name, settings.data_root))
         view = data.plain_view(name, settings.img_size, find(settings.teacher).normalisation)
         dataset, classes = data.Images(data.whole(source, source.targets), view), source.classes
     if name == "imagenet_v2":
-        numbers = {str(number): word for number, word in enumerate(known)}
+        numbers = {str(number): word for number, word in enumerate(known)}  # as the folders count
         classes = [numbers.get(word, word) for word in classes]
     strange = [word for word in classes if word not in known]
     if strange:
@@ -136,8 +132,7 @@ def class_folder(name: str, root: str) -> Path:
     return folder / "val" if data.has_parts(folder) else folder
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Where both look
+# ---- Where both look -------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -146,14 +141,14 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
 
     The student's are those that it reads with: where a run copies, the teacher's.
     """
-    seen: list[Attended] = []
+    seen = []  # what each of the student's blocks did
     reroutes = None
     if settings.method == "copy":
         model = run_model(settings, student, teacher)
         reroutes = model.reroutes(model.teacher_routings(images))
     student(images, reroutes=reroutes, seen=seen)
     theirs = AttentionTransfer(student, teacher, "copy").teacher_routings(images)
-    return [attention_map(theirs[block]) for block in theirs], [attention_map(attended.routing) for attended in seen]
+    return list(map(attention_map, theirs.values())), [attention_map(attended.routing) for attended in seen]
 
 
 def open_both(args: Namespace) -> tuple[Settings, ViT, ViT]:
@@ -168,19 +163,16 @@ def maps(args: Namespace) -> None:
     settings, student, teacher = open_both(args)
     config, normalisation = student.config, find(settings.teacher).normalisation
     patch = chosen_patch(args.patch, config)
-    token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]
+    token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]  # its number
     if args.image:
-        try:
-            image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
-        except Exception as error:  # whatever a file that is no picture makes its reader say
-            raise UserError(f"cannot open {args.image} as an image; give the path of a picture") from error
+        image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
     else:
-        image = run_data(settings).val[0][0]
+        image = run_data(settings).val[0][0]  # the first validation image
     sides = []
     for side in both_maps(settings, student, teacher, image[None].to(args.device)):
         rows = torch.cat(side)[:, :, token, config.prefix :]  # (blocks, heads, patches)
         sides.append(rows.unflatten(-1, (config.grid, config.grid)).float().cpu())
-    mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)
+    mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)  # to undo it
     titles = f"teacher: {settings.teacher_title}", f"student: {Path(args.run).name}"
     pictures.draw_maps(image * std + mean, patch, dict(zip(titles, sides, strict=True)), args.figure)
 
@@ -189,7 +181,7 @@ def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
     """The (row, column) of the patch that looks; None for the class token. Where there is none, the middle looks."""
     if text is None:
         return None if config.class_token else (config.grid // 2, config.grid // 2)
-    place = re.fullmatch(r"(\d+),(\d+)", text)
+    place = re.fullmatch(r"(\d+),(\d+)", text)  # as 3,4
     if not place or max(int(place[1]), int(place[2])) >= config.grid:
         last = config.grid - 1
         raise UserError(f"--patch {text} is not the ROW,COLUMN of a patch, which go from 0,0 to {last},{last}")
@@ -203,41 +195,40 @@ UNITS = {"entropy": "nats", "distance": "patches", "class token": "share", "regi
 def agreement(args: Namespace) -> None:
     """Prints, and draws with --figure, the measures of transfer.py by block, over the first 64 validation images."""
     settings, student, teacher = open_both(args)
-    config, dataset = student.config, run_data(settings).val
+    dataset, found = run_data(settings).val, {}
     count = min(64, len(dataset))
-    found: dict[str, Tensor] = {}
-    for images, _ in tqdm(
-        data.loader(dataset, data.in_order(count, 8), 0, args.device), desc="maps", leave=False, unit="batch"
-    ):
+    batches = data.loader(dataset, data.in_order(count, 8), 0, args.device)
+    for images, _ in tqdm(batches, desc="maps", leave=False, unit="batch"):
         pairs = zip(*both_maps(settings, student, teacher, images.to(args.device)), strict=True)
-        by_block = [measures(*pair, config) for pair in pairs]
-        for name in by_block[0]:  # (heads, blocks), or (teacher and student, heads, blocks)
-            value = torch.stack([block[name] for block in by_block], dim=-1).cpu()
-            found[name] = found.get(name, 0) + value * len(images) / count
+        for block, pair in enumerate(pairs):
+            for name, value in measures(*pair, student.config).items():
+                share = value.mean(-1).cpu() * len(images) / count  # over heads: one number, or teacher's and student's
+                found[block, name] = found.get((block, name), 0) + share
 
     print(f"{Path(args.run).name} and {settings.teacher_title}, {count} images, mean over heads; teacher > student\n")
-    lines = [["block", "KL", "JS", *UNITS]]
-    for block in range(config.depth):
-        mean = {name: value[..., block].mean(-1).tolist() for name, value in found.items()}
-        pairs = [f"{mean[name][0]:.2f} > {mean[name][1]:.2f}" for name in UNITS]
-        lines.append([str(block), f"{mean['kl']:.3f}", f"{mean['js']:.3f}", *pairs])
+    lines, panels = [["block", "KL", "JS", *UNITS]], {}
+    for block in range(student.config.depth):
+        line = [str(block)]
+        for name in ("kl", "js"):
+            line.append(f"{found[block, name]:.3f}")
+            pictures.add_point(panels, "KL and JS (nats)", name, block, found[block, name])
+        for name, unit in UNITS.items():
+            theirs, ours = found[block, name]
+            line.append(f"{theirs:.2f} > {ours:.2f}")
+            pictures.add_point(panels, f"{name} ({unit})", "teacher", block, theirs)
+            pictures.add_point(panels, f"{name} ({unit})", "student", block, ours)
+        lines.append(line)
     print_aligned(lines)
     if args.figure:
-        lines = {name: (range(config.depth), value.mean(-2)) for name, value in found.items()}
-        panels = {"KL and JS (nats)": {"KL": lines["kl"], "JS": lines["js"]}}
-        for name, unit in UNITS.items():
-            blocks, (theirs, ours) = lines[name]
-            panels[f"{name} ({unit})"] = {"teacher": (blocks, theirs), "student": (blocks, ours)}
         pictures.draw_lines(panels, "block", args.figure)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Many runs
+# ---- Many runs -------------------------------------------------------------------------------------------------------
 
 
 def table(args: Namespace) -> None:
     """Prints what all finished runs below a folder gained over their baselines; writes it with --csv, draws it."""
-    results = {}
+    results = {}  # by all that two runs differ in
     for path in sorted(Path(args.folder).rglob("config.json")):
         result = result_of(path.parent)
         if result is None:
@@ -256,19 +247,19 @@ def table(args: Namespace) -> None:
 
 def curves(args: Namespace) -> None:
     """Draws loss and accuracy by epoch."""
-    titles = "classification loss, training", "transfer loss, training", "top-1, validation (%)"
-    panels = {title: {} for title in titles}
+    panels = {}  # by title
     for folder in args.runs:
-        name, weight, log = Path(folder).name, read_settings(folder).weight, runs.read_log(folder)
-        epochs, seen = [line["epoch"] for line in log], [line for line in log if "val_top1" in line]
-        panels[titles[0]][name] = epochs, [line["loss"] - weight * line["transfer_loss"] for line in log]
-        panels[titles[1]][name] = epochs, [line["transfer_loss"] for line in log]
-        panels[titles[2]][name] = [line["epoch"] for line in seen], [line["val_top1"] for line in seen]
+        name, weight = Path(folder).name, read_settings(folder).weight
+        for line in runs.read_log(folder):
+            epoch, transfer_loss = line["epoch"], line["transfer_loss"]
+            pictures.add_point(panels, "classification loss", name, epoch, line["loss"] - weight * transfer_loss)
+            pictures.add_point(panels, "transfer loss", name, epoch, transfer_loss)
+            if "val_top1" in line:  # not every epoch is validated
+                pictures.add_point(panels, "top-1, validation (%)", name, epoch, line["val_top1"])
     pictures.draw_lines(panels, "epoch", args.figure)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Speed
+# ---- Speed -----------------------------------------------------------------------------------------------------------
 
 
 def speed(args: Namespace) -> None:
@@ -286,18 +277,17 @@ def speed(args: Namespace) -> None:
         "distill, flash": AttentionTransfer(student, teacher, "distill", blocks, flash=True),
         "distill, plain": AttentionTransfer(student, teacher, "distill", blocks, flash=False),
     }
-    images = torch.randn(batch, 3, size, size, device=device)
+    images = torch.randn(batch, 3, size, size, device=device)  # as good as real ones for this
     labels = torch.randint(config.num_classes, (batch,), device=device)
-    machine = torch.cuda.get_device_name(device) if on_cuda else f"{torch.get_num_threads()} threads"
-    print(f"{args.teacher} with random weights, {size} px, batch {batch}, {blocks} blocks distilled, {machine}")
+    print(f"{args.teacher} with random weights, {size} px, batch {batch}, distilling {blocks} blocks, on {device}")
 
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    memory: dict[str, str] = {}
+    times = {}  # seconds of each round
+    memory = {}
     for _ in tqdm(range(12), desc="rounds", leave=False):
         for name, module in variants.items():
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
-            times[name].append(step_seconds(module.train(), images, labels))
+            times.setdefault(name, []).append(step_seconds(module.train(), images, labels))
             memory[name] = f"{peak_memory(device):.0f}" if on_cuda else "-"
     lines = [["", "step, s", "ratio", "peak MB"]]
     for name, seconds in times.items():
@@ -323,8 +313,7 @@ def step_seconds(module: nn.Module, images: Tensor, labels: Tensor) -> float:
     return time.perf_counter() - start
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Command line
+# ---- Command line ----------------------------------------------------------------------------------------------------
 
 
 FLAGS = {
@@ -364,14 +353,14 @@ def parse_arguments(words: list[str]) -> Namespace:
         text = action.__doc__
         sub = subparsers.add_parser(action.__name__, help=text.splitlines()[0], description=text)
         sub.set_defaults(action=action)
-        for name in names.split():
+        for name in names.split():  # positional ones first, then flags
             needed = {"required": True} if name.endswith("!") else {}
             sub.add_argument(name.rstrip("!"), **FLAGS[name.rstrip("!")], **needed)
     return parser.parse_args(words)
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    words = sys.argv[1:]  # a bare RUN was enough in the first version
     if words and (Path(words[0]) / "config.json").is_file():
         raise UserError(f"say what to do with the run: python eval.py accuracy {shlex.join(words)}")
     args = parse_arguments(words)

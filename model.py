@@ -76,8 +76,7 @@ class ViTConfig:
         return self.class_token + self.registers
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Routing and reading
+# ---- Routing and reading ---------------------------------------------------------------------------------------------
 
 
 class Routing(NamedTuple):
@@ -174,8 +173,7 @@ class Attention(nn.Module):
         return Attended(routing, v, self.proj(self.norm(read)))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The rest of a block
+# ---- The rest of a block ---------------------------------------------------------------------------------------------
 
 
 class MLP(nn.Module):
@@ -260,8 +258,7 @@ def scaled(added: Tensor, drops: Tensor | None, layer: int) -> Tensor:
     return added if drops is None else added * drops[layer].to(added.dtype)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The model
+# ---- The model -------------------------------------------------------------------------------------------------------
 
 
 class PatchEmbed(nn.Module):
@@ -408,7 +405,7 @@ class ViT(nn.Module):
 
     def route(self, images: Tensor, blocks: int, drops: Tensor | None = None) -> list[Routing]:
         """The routing of the first `blocks` blocks. Of the last one nothing else is computed: no v, no MLP."""
-        seen: list[Attended] = []
+        seen = []
         x = self.run(images, blocks - 1, drops=drops, seen=seen)
         last = self.blocks[blocks - 1].route(x, self.rope, self.shared_bias())
         return [attended.routing for attended in seen] + [last]
@@ -416,11 +413,10 @@ class ViT(nn.Module):
     @torch.no_grad()
     def attention_maps(self, images: Tensor) -> list[Tensor]:
         """The attention map of every block, each (B, H, N, N), for people and tests."""
-        return [attention_map(routing) for routing in self.route(images, len(self.blocks))]
+        return list(map(attention_map, self.route(images, len(self.blocks))))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Positions
+# ---- Positions -------------------------------------------------------------------------------------------------------
 
 
 class RelativePositionBias(nn.Module):
@@ -501,8 +497,7 @@ def sincos_positions(config: ViTConfig) -> Tensor:
     return torch.cat((by_column, by_row), dim=-1)[None]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The native components
+# ---- The native components -------------------------------------------------------------------------------------------
 
 # The config fields that make a model native, and what each of them is for.
 NATIVE_COMPONENTS = (

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,8 +35,7 @@ from support.tables import print_aligned
 from support.training import cosine_schedule
 from support.weights import address, cache_path, download, is_safetensors, read_tensors, replacing
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The registry: families
+# ---- The registry: families ------------------------------------------------------------------------------------------
 
 # Mean and standard deviation of the input, by channel, for images from 0 to 1.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,7 +57,7 @@ class Family:
     img_size: int | None = None  # in pixels, at which the papers used the teachers, where it is not their own
 
 
-BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")
+BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")  # of its pretraining
 FAMILIES = {
     "deit": Family("DeiT", "Apache-2.0", finding="works"),
     "deit3": Family("DeiT III", "Apache-2.0"),
@@ -68,7 +67,7 @@ FAMILIES = {
     "mae": Family("MAE", "CC-BY-NC-4.0"),
     "ibot": Family("iBOT", "Apache-2.0", unwanted=("head.*", "masked_embed"), container="state_dict"),
     "msn": Family("MSN", "CC-BY-NC-4.0", IMAGENET, ("fc.*", "pred.*"), "module.", "target_encoder"),
-    "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),
+    "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),  # beside a text tower
     "siglip": Family("SigLIP", "Apache-2.0", HALF, ("head.*", "attn_pool.*")),
     "beit": Family("BEiT", "Apache-2.0", HALF, ("head.*", "fc_norm.*", "*.relative_position_index")),
     "beitv2": Family("BEiT v2", "MIT", IMAGENET, BEITV2_HEADS, container="model", finding="fails"),
@@ -97,8 +96,7 @@ NATIVE = {
     "qknorm": dict(qk_norm=True),
 }
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The registry: teachers
+# ---- The registry: teachers ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,6 @@ class Teacher:
 
 
 SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # dim, depth, heads
-META = "https://dl.fbaipublicfiles.com"
 IBOT = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot"
 BEITV2 = "https://github.com/addf400/files/releases/download/BEiT-v2"
 
@@ -152,14 +149,16 @@ TEACHERS = {
     "dino_b": entry("dino", "b", "vit_base_patch16_224.dino"),
     "mae_b": entry("mae", "b", "vit_base_patch16_224.mae"),
     "mae_l": entry("mae", "l", "vit_large_patch16_224.mae"),
-    "mocov3_s": entry("mocov3", "s", f"{META}/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", heads=12),
-    "mocov3_b": entry("mocov3", "b", f"{META}/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"),
+    "mocov3_s": entry(
+        "mocov3", "s", "https://dl.fbaipublicfiles.com/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar", heads=12
+    ),
+    "mocov3_b": entry("mocov3", "b", "https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"),
     "ibot_s": entry("ibot", "s", f"{IBOT}/vits_16/checkpoint_teacher.pth"),
     "ibot_b": entry("ibot", "b", f"{IBOT}/vitb_16/checkpoint_teacher.pth"),
     "ibot_l": entry("ibot", "l", f"{IBOT}/vitl_16/checkpoint_teacher.pth"),
-    "msn_s": entry("msn", "s", f"{META}/msn/vits16_800ep.pth.tar"),
-    "msn_b": entry("msn", "b", f"{META}/msn/vitb16_600ep.pth.tar"),
-    "msn_l": entry("msn", "l", f"{META}/msn/vitl16_600ep.pth.tar"),
+    "msn_s": entry("msn", "s", "https://dl.fbaipublicfiles.com/msn/vits16_800ep.pth.tar"),
+    "msn_b": entry("msn", "b", "https://dl.fbaipublicfiles.com/msn/vitb16_600ep.pth.tar"),
+    "msn_l": entry("msn", "l", "https://dl.fbaipublicfiles.com/msn/vitl16_600ep.pth.tar"),
     "beitv2_b": entry("beitv2", "b", f"{BEITV2}/beitv2_base_patch16_224_pt1k.pth"),
     "beitv2_l": entry("beitv2", "l", f"{BEITV2}/beitv2_large_patch16_224_pt1k.pth"),
     "clip_b32": entry("clip", "b", "vit_base_patch32_clip_224.openai", patch_size=32),
@@ -213,7 +212,7 @@ def student_config(
     of real teachers average the patches (arXiv 2411.09702), nano students read the class token if there is one.
     """
     theirs, is_nano = find(name).config, not find(name).url
-    owned = native_components(theirs)
+    owned = native_components(theirs)  # those that can be asked for
     chosen = {"standard": [], "native": owned}.get(components, [part.strip() for part in components.split(",")])
     for component in chosen:
         if component not in NATIVE_COMPONENTS:
@@ -228,20 +227,19 @@ def student_config(
     if components != "native":
         left_out.append("norm_eps")
     standard = {field: getattr(ViTConfig, field) for field in left_out}
-    pool = "token" if is_nano and theirs.class_token else "avg"
+    pool = "token" if is_nano and theirs.class_token else "avg"  # arXiv 2411.09702 averages
     return replace(theirs, img_size=img_size or theirs.img_size, num_classes=num_classes, pool=pool, **standard)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From a published file's names to ours
+# ---- From a published file's names to ours ---------------------------------------------------------------------------
 #
 # Each step takes tensors by name and returns them, more like ours. No name of ours is changed, so that a file that was
 # converted once passes through as it is.
 
 RENAMES = [
-    (r"\.gamma_([12])$", r".ls\1.gamma"),
+    (r"\.gamma_([12])$", r".ls\1.gamma"),  # LayerScale of BEiT and BEiT v2
     (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
-    (r"attn\.([qv])_proj\.bias$", r"attn.\1_bias"),
+    (r"attn\.([qv])_proj\.bias$", r"attn.\1_bias"),  # EVA-02 B and L
     # CLIP, in OpenCLIP's layout
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),
@@ -259,7 +257,7 @@ RENAMES = [
 
 def convert(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
     """A published file's tensors in model.py's names and shapes, in float32. What does not fit is left as it is."""
-    tensors = join_qkv(rename(wanted(tensors, teacher)))
+    tensors = join_qkv(rename(wanted(tensors, teacher)))  # of all families
     return split_gate(tensors) if teacher.config.swiglu else tensors
 
 
@@ -281,12 +279,12 @@ def wanted(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
 
 def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names, float32, and three dimensions for the class token and the positions."""
-    renamed: dict[str, Tensor] = {}
+    renamed = {}
     for name, value in tensors.items():
         for pattern, ours in RENAMES:
             name = re.sub(pattern, ours, name)
         if name in ("cls_token", "pos_embed"):
-            value = value.view((1,) * (3 - value.ndim) + value.shape)
+            value = value.view((1,) * (3 - value.ndim) + value.shape)  # (1, N, D)
         put(renamed, name, value.float())
     return renamed
 
@@ -299,16 +297,16 @@ def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             stem = name.removesuffix("q_proj.weight")
             parts = [joined.pop(f"{stem}{part}_proj.weight", torch.empty(0)) for part in "qkv"]
             if len({part.shape for part in parts}) == 1:  # or else it will be missed
-                put(joined, stem + "qkv.weight", torch.cat(parts))
+                put(joined, stem + "qkv.weight", torch.cat(parts))  # (3 D, D)
     return joined
 
 
 def split_gate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """EVA-02 Ti and S keep the gate of SwiGLU and what passes it in one matrix, one below the other; here two."""
-    split: dict[str, Tensor] = {}
+    split = {}
     for name, value in tensors.items():
         if ".mlp.fc1." in name and value.ndim and len(value) > 1:
-            gate, passes = value.chunk(2)
+            gate, passes = value.chunk(2)  # the gate is the upper half
             put(split, name.replace("fc1", "fc1_g"), gate)
             put(split, name.replace("fc1", "fc1_x"), passes)
         else:
@@ -322,8 +320,7 @@ def put(tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
     tensors[name] = value
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Loading
+# ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
 def load_teacher(name: str, weights: str | None = None, img_size: int | None = None) -> ViT:
@@ -344,7 +341,7 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
         except UserError as error:
             source = teacher.url or f"a pretrained {name}"
             raise UserError(f"{error}; put the file of {name} in its place: {source}") from error
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)  # it is looked at, never trained
 
 
 def build(name: str, path: Path, config: ViTConfig) -> ViT:
@@ -373,7 +370,7 @@ def shape_of(config: ViTConfig) -> ViT:
 def with_tensors(config: ViTConfig, tensors: dict[str, Tensor]) -> ViT:
     """A model whose parameters are those tensors. Raises a RuntimeError unless they are all of them and no others."""
     model = shape_of(config)
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict(tensors, assign=True)  # the tensors become the parameters, without a copy
     model.fill_buffers()
     return model
 
@@ -382,11 +379,11 @@ def resample(name: str, value: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor
     """A tensor of positions, for another grid of patches, as timm does it; any other tensor as it is."""
     if name == "pos_embed":
         tokens, patches = value.split((value.shape[1] - old.grid**2, old.grid**2), dim=1)
-        patches = patches.view(1, old.grid, old.grid, -1).permute(0, 3, 1, 2)
+        patches = patches.view(1, old.grid, old.grid, -1).permute(0, 3, 1, 2)  # (1, D, grid, grid)
         patches = F.interpolate(patches, size=(new.grid, new.grid), mode="bicubic", antialias=True)
         return torch.cat((tokens, patches.flatten(2).transpose(1, 2)), dim=1)
     if name.endswith("relative_position_bias_table"):
-        offsets, class_token_rows = value[:-3], value[-3:]
+        offsets, class_token_rows = value[:-3], value[-3:]  # these have no place
         side, weights = 2 * old.grid - 1, offset_weights(old.grid, new.grid)
         offsets = torch.einsum("ij,jkh,lk->ilh", weights, offsets.view(side, side, -1), weights)
         return torch.cat((offsets.flatten(0, 1), class_token_rows))
@@ -405,12 +402,12 @@ def offset_weights(old: int, new: int) -> Tensor:
         ratio = (low + high) / 2
         too_far = (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1
         low, high = (low, ratio) if too_far else (ratio, high)
-    steps = torch.cumsum(ratio ** torch.arange(old - 1, dtype=torch.float64), 0)
-    places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))
+    steps = torch.cumsum(ratio ** torch.arange(old - 1, dtype=torch.float64), 0)  # (old - 1,)
+    places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))  # (2 old - 1,)
 
     # How far each new offset has come into each interval between two old ones, from 0 to 1. An old offset weighs as
     # much as its interval has been entered, less what the next one has.
-    wanted = torch.arange(1 - new, new)
+    wanted = torch.arange(1 - new, new)  # (2 new - 1,)
     entered = ((wanted[:, None] - places[:-1]) / places.diff()).clamp(0, 1)
     return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
 
@@ -436,33 +433,32 @@ def fetch(name: str) -> Path:
             problem = str(error).removeprefix(f"{part} ")
             raise UserError(f"what {url} sends {problem}; {otherwise}") from error
         if not is_safetensors(part):  # the authors' pickle is opened once, and kept as tensors
-            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, part)
+            save_model(model, str(part))
     return path
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Pretraining nano teachers
+# ---- Pretraining nano teachers ---------------------------------------------------------------------------------------
 
 PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=0.1, clip=1.0, seed=0)
 
 
 def pretrain(name: str, path: Path) -> Path:
     """Trains a nano teacher on fresh images of `matching`, in half a minute, or finds it in the cache."""
-    config, recipe = find(name).config, PRETRAINING
-    stamp = json.dumps([repr(config), recipe])
+    config, stamp = find(name).config, json.dumps([repr(find(name).config), PRETRAINING])
     if recipe_of(path) == stamp:
         return path
+    steps, batch, lr, betas, weight_decay, warmup, clip, seed = PRETRAINING.values()
     with replacing(path) as part, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe["seed"])
-        model, steps = ViT(config), recipe["steps"]
-        optimiser = torch.optim.AdamW(model.parameters(), betas=recipe["betas"], weight_decay=recipe["weight_decay"])
+        torch.manual_seed(seed)
+        model = ViT(config)
+        optimiser = torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay)
         for step in tqdm(range(steps), desc=f"pretrain {name}", unit="step"):
-            optimiser.param_groups[0]["lr"] = recipe["lr"] * cosine_schedule(step, steps, recipe["warmup"] * steps)
-            images, labels = matching(recipe["batch"], seed=1_000_000 + step)
+            optimiser.param_groups[0]["lr"] = lr * cosine_schedule(step, steps, warmup * steps)
+            images, labels = matching(batch, seed=1_000_000 + step)  # none of them is among the students' images
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimiser.step()
         save_file(model.state_dict(), part, metadata={"format": "pt", "recipe": stamp})
     return path
@@ -477,8 +473,7 @@ def recipe_of(path: Path) -> str | None:
         return None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The table of teachers
+# ---- The table of teachers -------------------------------------------------------------------------------------------
 
 
 def print_table() -> None:
@@ -498,8 +493,6 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="TEACHER", help="whose weights to download and check")
     names = parser.parse_args().names
-    for name in names:
-        find(name)
     for name in names:
         load_teacher(name)
         print(f"{name}: complete, in {cache_path(name)}")

@@ -17,14 +17,14 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -44,15 +44,14 @@ from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from
 # The recipes of Li et al. (arXiv 2411.09702) for the two methods, where they are not the desk's.
 PAPER = dict(batch_size=2048, clip=0.0, mixup=0.8, cutmix=1.0, erasing=0.25, smoothing=0.1)
 RECIPES = {
-    "desk": {},
+    "desk": {},  # the defaults of `Settings`
     "copy": PAPER | dict(epochs=100, lr=1e-3, beta2=0.999, warmup=0.05, layer_decay=0.75),
     "distill": PAPER | dict(epochs=200, lr=1e-4, beta2=0.95, weight_decay=0.3, drop_path=0.2, ema=0.9999),
 }
-DESK_LR = {"nano": 6e-3, "other": 5e-4}
-INCIDENTAL = ("data_root", "device", "amp", "compile", "workers")
-VARIANTS = ("what", "loss", "weight", "blocks", "init")
+INCIDENTAL = ("data_root", "device", "amp", "compile", "workers")  # may differ when a run goes on
+VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
 
-MODES = ("baseline", "transfer", "finetune")
+MODES = ("baseline", "transfer", "finetune")  # without a teacher, with its attention, from its weights
 AMP = ("auto", "bf16", "fp16", "off")
 GRID = "what to run (several values make a grid)"
 ANY_DATA = f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, else imagenette)"
@@ -89,22 +88,22 @@ class Settings:
     img_size: int | None = flag(None, "in pixels (the teacher's; 224 for DINOv2)", COUNT)
     workers: int | None = flag(None, "processes that decode images (one a core; none for matching)", WHOLE)
     augment: bool = flag(True, "random crops and flips")
-    randaugment: int = flag(0, "magnitude of RandAugment; 0 is off", number_from(int, 0, 30))
+    randaugment: int = flag(0, "magnitude of RandAugment; 0 is off", number_from(int, 0, 30))  # arXiv 1909.13719
 
     # Recipe.
     recipe: str = flag("desk", "defaults for what follows", choices=RECIPES, group="recipe")
     epochs: int = flag(50, "passes over the training images", COUNT)
     batch_size: int = flag(128, "images a step, over all processes", COUNT)
     lr: float | None = flag(None, "learning rate for a batch of 256, scaled to the one in use (0.006; 0.0005)", NUMBER)
-    beta2: float = flag(0.98, "of AdamW", BELOW_1)
+    beta2: float = flag(0.98, "of AdamW", BELOW_1)  # beta1 is 0.9
     weight_decay: float = flag(0.05, "of matrices", NUMBER)
     warmup: float = flag(0.1, "share of the steps in which the learning rate rises", SHARE)
     clip: float = flag(1.0, "largest norm of the gradient; 0 is off", NUMBER)
     layer_decay: float = flag(1.0, "of the learning rate from a block to the one before", number_from(float, 1e-3, 1))
-    drop_path: float = flag(0.0, "rate of stochastic depth", BELOW_1)
-    mixup: float = flag(0.0, "alpha; 0 is off", NUMBER)
-    cutmix: float = flag(0.0, "alpha; 0 is off", NUMBER)
-    erasing: float = flag(0.0, "probability of random erasing", SHARE)
+    drop_path: float = flag(0.0, "rate of stochastic depth", BELOW_1)  # arXiv 1603.09382
+    mixup: float = flag(0.0, "alpha; 0 is off", NUMBER)  # arXiv 1710.09412
+    cutmix: float = flag(0.0, "alpha; 0 is off", NUMBER)  # arXiv 1905.04899
+    erasing: float = flag(0.0, "probability of random erasing", SHARE)  # arXiv 1708.04896
     smoothing: float = flag(0.0, "of the labels", BELOW_1)
     ema: float = flag(0.0, "decay of a moving average of the weights; 0 is off", BELOW_1)
     accumulate: int = flag(1, "cut each batch into so many pieces, to save memory", COUNT)
@@ -148,12 +147,12 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
 def grid(args: Namespace) -> list[Settings]:
     """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
     if args.weights not in (None, "random") and len(set(args.teacher)) > 1:
-        raise UserError(f"--weights is the file of one teacher, not of {len(set(args.teacher))}; give one --teacher")
-    flags = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    flags |= dict(mode=args.mode or ["baseline", "transfer"], data=args.data or [None])
+        raise UserError("--weights is the file of one teacher, not of several; give one --teacher")
+    flags = vars(args) | dict(mode=args.mode or ["baseline", "transfer"], data=args.data or [None])
+    del flags["out"], flags["fresh"]  # they do not belong to one run
     several = ("teacher", "seed", "data", "mode", "student", "method")
-    plan = []
-    for values in itertools.product(*(flags[name] for name in several)):
+    plan = []  # in the order in which they are trained
+    for values in itertools.product(*map(flags.get, several)):
         settings = settle(Settings(**flags | dict(zip(several, values, strict=True))))
         if settings not in plan:  # a baseline has no method, and is the same for all
             plan.append(settings)
@@ -166,13 +165,13 @@ def settle(settings: Settings) -> Settings:
     data = settings.data or ("imagenette" if teacher.url else "matching")
     if data == "imagenet" or data not in DATASETS:
         find_folder(data, settings.data_root)  # raises if there is none
-    workers = 0 if data == "matching" else min(8, os.cpu_count())
+    workers = 0 if data == "matching" else min(8, os.cpu_count())  # images are decoded, or are made already
     changes = {
         "data": data,
         "method": settings.method if settings.mode == "transfer" else None,
         "img_size": settings.img_size or teacher.img_size,
         "workers": workers if settings.workers is None else settings.workers,
-        "lr": DESK_LR["other" if teacher.url else "nano"] if settings.lr is None else settings.lr,
+        "lr": (5e-4 if teacher.url else 6e-3) if settings.lr is None else settings.lr,
     }
     # What the run does not use goes back to its default, so that it is in no name.
     unused = {"transfer": [], "baseline": ["blocks", "weight", "what", "loss"], "finetune": [*VARIANTS]}[settings.mode]
@@ -185,14 +184,13 @@ def settle(settings: Settings) -> Settings:
     # A trial with models that have shapes and no memory.
     student = shape_of(student_config(settings.teacher, settings.student, 2, settings.img_size))
     theirs = shape_of(replace(teacher.config, img_size=settings.img_size))
-    run_model(settings, student, theirs)
+    run_model(settings, student, theirs)  # raises if the two do not match
     if settings.parts:
         init_from(student, theirs, settings.parts)
     return settings
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What a run is called, and what it can be compared with
+# ---- What a run is called, and what it can be compared with ----------------------------------------------------------
 
 # What two runs must share to be compared: the data, and all of the recipe that a baseline has too.
 CONDITIONS = (
@@ -230,7 +228,7 @@ def result_of(folder: str | Path) -> Result | None:
     if result is None:
         return None
     family = find(settings.teacher).family
-    words = [settings.student, settings.title, *variant(settings)]
+    words = [settings.student, settings.title, *variant(settings)]  # as "native distill loss=js"
     return Result(
         place=(list(FAMILIES).index(family), list(TEACHERS).index(settings.teacher)),
         family=FAMILIES[family].title,
@@ -244,8 +242,7 @@ def result_of(folder: str | Path) -> Result | None:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What a run is built of
+# ---- What a run is built of ------------------------------------------------------------------------------------------
 
 
 def run_teacher(settings: Settings) -> ViT:
@@ -273,7 +270,7 @@ def build_student(settings: Settings, classes: int, teacher: ViT | None) -> ViT:
     """A student with random weights that follow from the run's seed, or with parts of the teacher's."""
     torch.manual_seed(settings.seed)
     config = student_config(settings.teacher, settings.student, classes, settings.img_size)
-    student = ViT(replace(config, drop_path=settings.drop_path))
+    student = ViT(replace(config, drop_path=settings.drop_path))  # which the teacher follows in training
     if settings.parts:
         init_from(student, teacher, settings.parts)
     return student
@@ -292,17 +289,14 @@ class Training:
         if settings.ema:
             self.average = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         if settings.compile:
-            self.student.compile()
+            self.student.compile()  # in place: its parameters keep their names
         if processes.world > 1:
             # Copying leaves the student's q and k without gradients. Buffers are constants, the same in all processes.
             self.model = nn.parallel.DistributedDataParallel(
-                self.module,
-                [self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                find_unused_parameters=settings.method == "copy",
+                self.module, broadcast_buffers=False, find_unused_parameters=settings.method == "copy"
             )
 
-        self.peak = settings.lr * settings.batch_size / 256
+        self.peak = settings.lr * settings.batch_size / 256  # the highest learning rate
         groups = parameter_groups(self.student, self.peak, settings.weight_decay, settings.layer_decay)
         self.optimiser = torch.optim.AdamW(groups, self.peak, betas=(0.9, settings.beta2), fused=True)
         dtype = autocast_type(settings.amp, self.device)
@@ -310,24 +304,27 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self.mix = mixing(settings.mixup, settings.cutmix, len(data.classes))
 
+        # What a checkpoint holds the state of.
+        self.parts = {"student": self.student, "optimiser": self.optimiser, "scaler": self.scaler}
+        if self.average:
+            self.parts["average"] = self.average
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Training
+
+# ---- Training --------------------------------------------------------------------------------------------------------
 
 
 def train(run: Training, folder: Path, bar: tqdm) -> dict:
     """Trains a student to the end, from the last checkpoint if there is one; writes it, and returns the result."""
     settings, processes, device, data, steps = run.settings, run.processes, run.device, run.data, run.steps
-    parts = {"student": run.student, "optimiser": run.optimiser, "scaler": run.scaler, "average": run.average}
-    checkpoint = runs.Checkpoint(folder, parts)
+    checkpoint = runs.Checkpoint(folder, run.parts)
     first_epoch, seconds = checkpoint.resume(device)
-    found: dict[str, float] = {}
+    found = {}
     bar.update(steps // settings.epochs * first_epoch)
     for epoch in range(first_epoch, settings.epochs):
-        begun, meter = time.perf_counter(), Meter(processes)
+        begun, meter = time.perf_counter(), Meter(processes)  # of this epoch
         run.model.train()
         plan = plan_epoch(len(data.train), settings.batch_size, settings.seed, epoch, processes.world)
-        shares = [batch[processes.rank :: processes.world] for batch in plan]
+        shares = [batch[processes.rank :: processes.world] for batch in plan]  # what this process gets of each
         batches = loader(data.train, shares, settings.workers, device)
         for step, (whole_batch, (images, labels)) in enumerate(zip(plan, batches, strict=True), epoch * len(plan)):
             seed_step(settings.seed, step, processes.rank)
@@ -335,7 +332,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
             for group in run.optimiser.param_groups:
                 group["lr"] = group["peak"] * rate
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            images, targets = run.mix(images, labels)
+            images, targets = run.mix(images, labels)  # labels, or shares of classes where images are mixed
 
             # Forward and backward, piece by piece: gradients add up, and processes exchange them after the last piece.
             for x, y, is_last in split_batch(images, targets, settings.accumulate):
@@ -356,7 +353,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
                 nn.utils.clip_grad_norm_(run.student.parameters(), settings.clip)
             run.scaler.step(run.optimiser)
             run.scaler.update()
-            run.optimiser.zero_grad()
+            run.optimiser.zero_grad()  # for the next batch
             if run.average:
                 run.average.update_parameters(run.student)
             bar.update()
@@ -366,7 +363,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         # The epoch's line in the log, with what validation finds, and a checkpoint to go on from.
         line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": run.peak * rate}
         spent = time.perf_counter() - begun
-        seconds += spent
+        seconds += spent  # over all sittings
         line |= {"images_per_s": len(data.train) / spent, "seconds": seconds, "peak_memory_mb": peak_memory(device)}
         if validation_is_due(epoch, settings.epochs, len(data.train), len(data.val)):
             found = validate(run, run.module)
@@ -384,17 +381,15 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def split_batch(images: Tensor, targets: Tensor, pieces: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
     """Cuts a batch into pieces to save memory: (images, targets, whether it is the last piece)."""
-    both = list(zip(images.chunk(pieces), targets.chunk(pieces), strict=True))
+    both = list(zip(images.chunk(pieces), targets.chunk(pieces), strict=True))  # pieces as even as can be
     for number, (x, y) in enumerate(both, start=1):
         yield x, y, number == len(both)
 
 
 def validation_is_due(epoch: int, epochs: int, train_images: int, val_images: int) -> bool:
-    """Whether to validate after that epoch, counted from 0: after the last one, and else whenever it was earned.
-
-    It is earned by training on as many images as it has. A forward pass is about a third of a step, so validation adds
-    a third to the time at most.
-    """
+    """Whether to validate after that epoch, counted from 0: after the last one, and else whenever it was earned."""
+    # A validation is earned by training on as many images as it has. A forward pass is about a third of a step, so
+    # validation adds a third to the time at most.
     earned_before = epoch * train_images // val_images
     earned_now = (epoch + 1) * train_images // val_images
     return earned_now > earned_before or epoch + 1 == epochs
@@ -413,7 +408,7 @@ def finish(run: Training, folder: Path, found: dict[str, float], seconds: float)
     result["peak_memory_mb"] = peak_memory(run.device)
     students = {"student": run.student}
     if run.average:
-        students["student_ema"] = run.average.module
+        students["student_ema"] = run.average.module  # a copy of the student with averaged weights
         averaged = validate(run, run_model(run.settings, run.average.module, run.teacher))
         result |= {f"ema_{name}": value for name, value in averaged.items()}
     # Where the teacher's task is the student's, its own accuracy says what could be learnt.
@@ -422,14 +417,13 @@ def finish(run: Training, folder: Path, found: dict[str, float], seconds: float)
     if run.processes.main:
         for name, student in students.items():
             with replacing(folder / f"{name}.safetensors") as part:
-                save_file({key: value.cpu() for key, value in student.state_dict().items()}, part)
+                save_model(student, str(part))
         runs.write_json(folder / "result.json", result)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The grid
+# ---- The grid --------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -437,7 +431,7 @@ def main() -> None:
     plan = grid(args)
     processes = Processes(args.device)
     autocast_type(args.amp, processes.device)  # raises if the device has none
-    folders = [Path(args.out) / run_name(settings) for settings in plan]
+    folders = [Path(args.out) / run_name(settings) for settings in plan]  # one a run
     launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
     command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
     try:
@@ -454,7 +448,7 @@ def main() -> None:
             print(f"\nstopped; go on with: {command}", file=sys.stderr)
         raise
     if processes.main:
-        print_tables(compare([result_of(folder) for folder in folders]))
+        print_tables(compare(list(map(result_of, folders))))
         print(f"next: python eval.py accuracy {shlex.quote(str(folders[-1]))}")
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -462,18 +456,16 @@ def main() -> None:
 
 def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -> dict[Path, Settings]:
     """The runs that are to be trained, by folder. Finds what would stop one of them before any is begun."""
-    try:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {args.out}: {error.strerror}; choose another --out") from error
-    waiting: dict[Path, Settings] = {}
+    if Path(args.out).is_file():
+        raise UserError(f"{args.out} is a file; choose another --out for the folders of the runs")
+    waiting = {}
     for folder, settings in plan.items():
         if args.fresh:
             processes.first(partial(runs.clear, folder))
         check_settings(settings, folder)
         result = runs.read_result(folder)
         if result is None:
-            waiting[folder] = settings
+            waiting[folder] = settings  # not begun, or stopped
         else:
             processes.say(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
     needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
@@ -498,8 +490,8 @@ def check_settings(settings: Settings, folder: Path) -> None:
 def train_run(settings: Settings, folder: Path, processes: Processes, command: str) -> None:
     """One run of the grid, from its data to its result."""
     if processes.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(processes.device)
-    data = processes.first(partial(run_data, settings))
+        torch.cuda.reset_peak_memory_stats(processes.device)  # of the run before
+    data = processes.first(partial(run_data, settings))  # it may have to be downloaded
     processes.say(
         f"{folder.name}: {len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes; "
         f"{settings.epochs} epochs, recipe {settings.recipe}, on {processes.device}"

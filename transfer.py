@@ -15,25 +15,25 @@ from torch import Tensor, nn
 from model import Attended, Reroute, Routing, ViT, ViTConfig, attend, attention_logits, attention_map
 from support.errors import UserError, unknown
 
-METHODS = ("copy", "distill")
-WHAT = ("map", "q", "k", "v", "output")
+METHODS = ("copy", "distill")  # what is done with the teacher's attention
+WHAT = ("map", "q", "k", "v", "output")  # and with what part of it
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
     """Attention Copy: the student's v (B, H, N, d) is read with the teacher's map. `attend` computes the same."""
-    return attention_map(teacher) @ v
+    return attention_map(teacher) @ v  # (B, H, N, N) times (B, H, N, d)
 
 
 def cross_entropy(p: Tensor, log_s: Tensor) -> Tensor:
     """Of rows with the teacher's shares p and the logarithm of the student's, both (..., N): (...), in nats."""
-    return -(p * log_s).sum(-1)
+    return -(p * log_s).sum(-1)  # over the tokens that one token looks at
 
 
 def distillation_loss(teacher: Routing, student: Routing, divergence: Callable = cross_entropy) -> Tensor:
     """Attention Distillation: how far each row of the student's map is from the teacher's, a mean over all rows."""
     p = attention_map(teacher)  # (B, H, N, N)
-    log_s = attention_logits(student).log_softmax(-1)
-    return divergence(p, log_s).mean()
+    log_s = attention_logits(student).log_softmax(-1)  # the logarithm of the student's map
+    return divergence(p, log_s).mean()  # over images, heads and queries
 
 
 class AttentionTransfer(nn.Module):
@@ -71,23 +71,23 @@ class AttentionTransfer(nn.Module):
             raise UserError("method copy needs the teacher, in evaluation too; give AttentionTransfer one")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        no_loss = images.new_zeros(())
+        no_loss = images.new_zeros(())  # a scalar, as the loss is
         if self.method == "distill" and not self.training:
             return self.student(images), no_loss  # the teacher has done its work
 
         # The teacher looks. In training both models leave out the same layers, see `ViT.draw_drops`.
         drops = self.student.draw_drops(images)
-        theirs = self.teacher_targets(images, drops)
+        theirs = self.teacher_targets(images, drops)  # by block
 
         # Attention Copy: the student reads with what the teacher hands over.
         if self.method == "copy":
             return self.student(images, reroutes=self.reroutes(theirs), drops=drops), no_loss
 
         # Attention Distillation: the student looks for itself, and is compared block by block.
-        seen: list[Attended] = []
+        seen = []  # what each of its blocks did
         logits = self.student(images, drops=drops, seen=seen)
         losses = [self.block_loss(theirs[block], seen[block]) for block in self.blocks]
-        return logits, torch.stack(losses).sum()
+        return logits, torch.stack(losses).sum()  # a sum over blocks, as in arXiv 2411.09702
 
     @torch.no_grad()
     def teacher_routings(self, images: Tensor, drops: Tensor | None = None) -> dict[int, Routing]:
@@ -97,26 +97,22 @@ class AttentionTransfer(nn.Module):
         return {block: align(routings[block], theirs, ours) for block in self.blocks}
 
     def teacher_targets(self, images: Tensor, drops: Tensor | None) -> dict[int, Routing | Tensor]:
-        """What the student copies or is compared with, by block: routings, or the activations that are distilled."""
-        if self.method == "copy" or self.what == "map":
-            return self.teacher_routings(images, drops)
-        if self.what in ("q", "k"):
-            routings = self.teacher_routings(images, drops)
-            return {block: getattr(routing, self.what) for block, routing in routings.items()}
-        return self.teacher_values(images, drops)
+        """What the student copies or is compared with, by block: routings, or v or the output of attention."""
+        look = self.teacher_values if self.what in ("v", "output") else self.teacher_routings
+        return look(images, drops)
 
     @torch.no_grad()
     def teacher_values(self, images: Tensor, drops: Tensor | None) -> dict[int, Tensor]:
         """The teacher's v, or its attention's output, by block, at the tokens that the student has."""
         teacher, last = self.teacher, self.blocks[-1]
-        seen: list[Attended] = []
+        seen = []
         x = teacher.run(images, last, drops=drops, seen=seen)  # the blocks before the last one
         if self.what == "v":
-            values = [attended.v for attended in seen] + [teacher.blocks[last].values(x)]
+            seen.append(Attended(None, teacher.blocks[last].values(x), None))
         else:
-            attended = teacher.blocks[last].attend(x, teacher.rope, teacher.shared_bias())
-            values = [attended.output for attended in [*seen, attended]]
-        return {block: drop_registers(values[block], -2, teacher.config, self.student.config) for block in self.blocks}
+            seen.append(teacher.blocks[last].attend(x, teacher.rope, teacher.shared_bias()))
+        theirs, ours = teacher.config, self.student.config
+        return {block: drop_registers(getattr(seen[block], self.what), -2, theirs, ours) for block in self.blocks}
 
     def reroutes(self, theirs: dict[int, Routing]) -> dict[int, Reroute]:
         """What each block of a copying student reads with: the teacher's routing, or its own with a part of that."""
@@ -125,23 +121,24 @@ class AttentionTransfer(nn.Module):
         return {block: partial(with_part, theirs=routing, what=self.what) for block, routing in theirs.items()}
 
     def block_loss(self, theirs: Routing | Tensor, seen: Attended) -> Tensor:
-        """The loss of one block, from what the teacher hands over and what the student's block did.
-
-        In float32 even under autocast: bfloat16 has three digits, and the shares of a row are small.
-        """
+        """The loss of one block, from what the teacher hands over and what the student's block did."""
+        # In float32 even under autocast: bfloat16 has three digits, and the shares of a row are small.
         with torch.autocast(seen.v.device.type, enabled=False):
             if self.what == "map":
                 theirs, ours = in_float32(theirs), in_float32(seen.routing)
                 if needs_no_map(ours, self.divergence, self.flash):
                     return fused_cross_entropy(theirs, ours)
                 return distillation_loss(theirs, ours, self.divergence)
-            ours = getattr(seen.routing if self.what in ("q", "k") else seen, self.what)
-            return F.mse_loss(at_least_float32(ours), at_least_float32(theirs))
+            if self.what in ("q", "k"):
+                theirs, seen = getattr(theirs, self.what), getattr(seen.routing, self.what)
+            else:
+                seen = getattr(seen, self.what)
+            return F.mse_loss(at_least_float32(seen), at_least_float32(theirs))
 
     # The teacher is no part of what is trained and saved.
 
     def train(self, mode: bool = True) -> "AttentionTransfer":
-        super().train(mode)
+        super().train(mode)  # which would put the teacher into training mode, too
         if self.teacher is not None:
             self.teacher.eval()
         return self
@@ -162,8 +159,7 @@ def in_float32(routing: Routing) -> Routing:
     return Routing(*map(at_least_float32, routing))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The loss without a map
+# ---- The loss without a map ------------------------------------------------------------------------------------------
 
 
 def fused_cross_entropy(teacher: Routing, student: Routing) -> Tensor:
@@ -175,16 +171,16 @@ def fused_cross_entropy(teacher: Routing, student: Routing) -> Tensor:
 
     where P_t K is the teacher's map times the student's keys: attention, which reads k in the place of v. The
     derivative of logsumexp is the softmax, so the first term has the gradient of q.(P_s K) / sqrt(d) with the student's
-    map P_s held constant: attention again, and torch's operator for it hands out the logsumexp too. The student's
-    routing must have no bias.
+    map P_s held constant: attention again, and torch's operator for it hands out the logsumexp too.
     """
-    q, k, _ = student
-    scale = q.shape[-1] ** -0.5
-    read_by_teacher = attend(teacher, k)
-    read_by_student, logsumexp = attend_with_logsumexp(q.detach(), k.detach(), k)  # detached: P_s is held constant
+    q, k, _ = student  # no bias, for which fused attention has no gradient
+    scale = q.shape[-1] ** -0.5  # 1 / sqrt(d)
+    read_by_teacher = attend(teacher, k)  # P_t K, (B, H, N, d)
+    # Detached, so that P_s is held constant.
+    read_by_student, logsumexp = attend_with_logsumexp(q.detach(), k.detach(), k)
     value = logsumexp.mean() - (q * read_by_teacher).sum(-1).mean() * scale
     slope = (q * (read_by_student - read_by_teacher)).sum(-1).mean() * scale
-    # The value of one, the gradient of the other: of the two slopes, only the first has a gradient.
+    # The value of one, the gradient of the other: the two slopes cancel, and only the first of them has a gradient.
     return value.detach() + slope - slope.detach()
 
 
@@ -197,22 +193,18 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
 
 
-# On a CPU, from how many tokens on the fused loss is faster. At 197, ViT-S/16, a step of distillation took 1.35 times a
-# step without a teacher with whole maps and 1.53 times without them; at 1,025 tokens maps are slower and take 1 GB.
-FUSED_FROM = 400
+FUSED_FROM = 400  # tokens, from which on the fused loss is the faster one on a CPU
 
 
 def needs_no_map(student: Routing, divergence: Callable, flash: bool | None) -> bool:
     """Whether the loss is to be computed without a map: where it can be, and is faster or asked for by `flash`."""
-    device, tokens = student.q.device.type, student.q.shape[2]
-    # Fused attention gives a bias no gradient.
+    device, tokens = student.q.device.type, student.q.shape[2]  # N
     if divergence is not cross_entropy or student.bias is not None or device not in ("cpu", "cuda"):
         return False
     return (device == "cuda" or tokens >= FUSED_FROM) if flash is None else flash
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Variants: other losses (arXiv 2605.07191 rules them out as the reason of failures), and parts of a routing
+# ---- Variants: other losses (arXiv 2605.07191 rules them out as the reason of failures), and parts of a routing ------
 #
 # Each takes rows as `cross_entropy` does: the teacher's shares p, the logarithm of the student's.
 
@@ -229,13 +221,13 @@ def mse(p: Tensor, log_s: Tensor) -> Tensor:
 
 def js(p: Tensor, log_s: Tensor) -> Tensor:
     """Jensen-Shannon divergence, from 0 to log 2: the mean of both rows' divergences from their mean."""
-    log_mean = ((p + log_s.exp()) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()
+    log_mean = ((p + log_s.exp()) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()  # no log of 0
     return (kl(p, log_mean) + (log_s.exp() * (log_s - log_mean)).sum(-1)) / 2
 
 
 def cosine(p: Tensor, log_s: Tensor) -> Tensor:
     """1 - the cosine of the angle between the two rows, from 0 to 1."""
-    return 1 - F.cosine_similarity(p, log_s.exp(), dim=-1)
+    return 1 - F.cosine_similarity(p, log_s.exp(), dim=-1)  # shares are not negative
 
 
 LOSSES = {"cross_entropy": cross_entropy, "kl": kl, "mse": mse, "js": js, "cosine": cosine}
@@ -246,16 +238,13 @@ def with_part(own: Routing, theirs: Routing, what: str) -> Routing:
     return own._replace(q=theirs.q) if what == "q" else own._replace(k=theirs.k)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Alignment and checks
+# ---- Alignment and checks --------------------------------------------------------------------------------------------
 
 
 def align(routing: Routing, teacher: ViTConfig, student: ViTConfig) -> Routing:
-    """The teacher's routing among the tokens that the student has.
-
-    Registers that only the teacher has leave q and k before the softmax. So their share falls to the rest of a row, in
-    proportion, and the row still sums to 1.
-    """
+    """The teacher's routing among the tokens that the student has."""
+    # Registers that only the teacher has leave q and k before the softmax. So their share falls to the rest of a row,
+    # in proportion, and the row still sums to 1.
     q, k, bias = routing
     if bias is not None:
         bias = drop_registers(drop_registers(bias, -1, teacher, student), -2, teacher, student)
@@ -279,8 +268,7 @@ def check_match(teacher: ViTConfig, student: ViTConfig) -> None:
             raise UserError(f"the teacher's {field} is {theirs} and the student's {ours}; they must be the same")
     if student.registers not in (0, teacher.registers):
         raise UserError(
-            f"the teacher has {teacher.registers} registers and the student {student.registers}; give the student the "
-            f"same number or none"
+            f"the teacher has {teacher.registers} registers and the student {student.registers}; give it none"
         )
 
 
@@ -299,17 +287,13 @@ def choose_blocks(blocks: int | Sequence[int] | None, depth: int) -> list[int]:
     """The numbers of the chosen blocks, in order: of the first so many, of those in a list, or of all."""
     if blocks is None:
         blocks = depth
-    chosen = range(blocks) if isinstance(blocks, int) else sorted(set(blocks))
+    chosen = range(blocks) if isinstance(blocks, int) else sorted(set(blocks))  # each once
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
-        raise UserError(
-            f"blocks {blocks} is out of range: there are {depth}; choose a count of 1 to {depth}, or numbers from 0 to "
-            f"{depth - 1}, as 1-2 or 0,3"
-        )
+        raise UserError(f"blocks {blocks} is out of range: there are {depth}, with numbers from 0 to {depth - 1}")
     return list(chosen)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Parts of the teacher's weights
+# ---- Parts of the teacher's weights ----------------------------------------------------------------------------------
 
 PARTS = ("attention", "mlp", "norms", "embeddings")
 LAYER_PARTS = {"attn": "attention", "ls1": "attention", "mlp": "mlp", "ls2": "mlp", "norm1": "norms", "norm2": "norms"}
@@ -319,7 +303,7 @@ def part_of(name: str) -> str:
     """To which of `PARTS` a parameter belongs, or "head" for what comes after the last block."""
     if name.startswith("blocks."):
         return LAYER_PARTS[name.split(".")[2]]
-    if name.startswith("rel_pos_bias."):
+    if name.startswith("rel_pos_bias."):  # BEiT v2's, shared by all blocks
         return "attention"
     if name.startswith("norm_pre."):
         return "norms"
@@ -338,7 +322,7 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     for part in chosen:
         if part not in PARTS:
             raise unknown("part", part, ("all", *PARTS))
-    theirs, ours = teacher.state_dict(), student.state_dict()
+    theirs, ours = teacher.state_dict(), student.state_dict()  # by name
     names = sorted(name for name in theirs.keys() | ours.keys() if part_of(name) in chosen)
     for name in names:
         left, right = (tuple(side[name].shape) if name in side else "none" for side in (theirs, ours))
@@ -351,8 +335,7 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
         ours[name].copy_(theirs[name])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Measures
+# ---- Measures --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -365,10 +348,10 @@ def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dic
     """
     log_s = student_map.clamp_min(torch.finfo(student_map.dtype).tiny).log()
     maps, first = torch.stack((teacher_map, student_map)), int(config.class_token)
-    patches = maps[..., config.prefix :, config.prefix :]
+    patches = maps[..., config.prefix :, config.prefix :]  # (2, B, H, patches, patches)
     rows = torch.arange(config.grid, device=maps.device, dtype=maps.dtype)
-    places = torch.cartesian_prod(rows, rows)
-    apart = (patches * torch.cdist(places, places)).sum(-1)
+    places = torch.cartesian_prod(rows, rows)  # (patches, 2): row, column
+    apart = (patches * torch.cdist(places, places)).sum(-1)  # (2, B, H, patches)
     found = {
         "kl": kl(teacher_map, log_s),
         "js": js(teacher_map, log_s),
@@ -376,6 +359,6 @@ def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dic
         "distance": apart / patches.sum(-1).clamp_min(torch.finfo(maps.dtype).tiny),
         "class token": maps[..., :first].sum(-1),
         "registers": maps[..., first : config.prefix].sum(-1),
-        "sink": maps.mean(-2).amax(-1, keepdim=True),
+        "sink": maps.mean(-2).amax(-1, keepdim=True),  # (2, B, H, 1): the largest mean share of a token
     }
     return {name: value.mean(dim=(-3, -1)) for name, value in found.items()}

@@ -24,7 +24,7 @@ def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str
     """An argument type: a number from `low` to `high`."""
 
     def number(word: str) -> float:
-        value = kind(word)
+        value = kind(word)  # argparse answers what is no number
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{word} is not from {low} to {high}")
         return value
@@ -51,7 +51,7 @@ def flag(default: Any, help: str, type: Callable = str, **options: Any) -> Any:
 def add_flags(parser: Parser, settings: type) -> None:
     """Adds a flag for each field of a dataclass: its name, its default and its help."""
     for field in dataclasses.fields(settings):
-        options, default = dict(field.metadata), field.default
+        options, default = dict(field.metadata), field.default  # for argparse
         if "group" in options:
             group = parser.add_argument_group(options.pop("group"))
         if default is not None:
@@ -60,5 +60,5 @@ def add_flags(parser: Parser, settings: type) -> None:
             options["action"] = argparse.BooleanOptionalAction
             del options["type"]
         elif "nargs" in options and default is not None:
-            default = [default]
+            default = [default]  # of a grid of one
         group.add_argument(f"--{field.name.replace('_', '-')}", default=default, **options)

@@ -8,8 +8,9 @@ augmentation are the same whatever the number of worker processes.
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +46,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Data sets by name
+# ---- Data sets by name -----------------------------------------------------------------------------------------------
 
 TRAIN_SEED, VAL_SEED = 0, 1  # of matching, which is the same set in every run, whatever the run's own seed
 
@@ -60,7 +60,7 @@ class Source(NamedTuple):
     val: str | bool  # for the held-out ones; the same value means that every tenth image is held out
     labels: str  # the attribute that lists the labels, alone or in pairs with files
     files: str  # where they are, below the root
-    options: Mapping[str, Any] = {}
+    options: dict = {}  # to be handed over, too
 
 
 SOURCES = {
@@ -104,8 +104,9 @@ def load_data(
         count = 500 if train_images is None else train_images
         if not 1 <= count <= 100_000:
             raise UserError(f"{count} training images asked for; matching makes 1 to 100,000")
-        parts = matching_part(count, TRAIN_SEED, normalisation), matching_part(10_000, VAL_SEED, normalisation)
-        return Data(*(Images(part, partial(resized, img_size=img_size)) for part in parts), SHAPES)
+        plain = partial(resized, img_size=img_size)
+        train, val = matching_part(count, TRAIN_SEED, normalisation), matching_part(10_000, VAL_SEED, normalisation)
+        return Data(Images(train, plain), Images(val, plain), SHAPES)
 
     if name in SOURCES:
         train, val, classes = from_torchvision(name, root)
@@ -142,10 +143,10 @@ def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
     except ImportError as error:  # torchvision reads the .mat files of flowers102 and svhn with scipy
         raise UserError(f"{name} needs the package {error.name}; install it with pip install {error.name}") from error
     except Exception as error:  # whatever a missing network, or a file that is cut short, makes torchvision say
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # its first line
         raise UserError(f"cannot load {name} ({reason}); its files belong at {root}/{source.files}") from error
 
-    labels = []
+    labels = []  # of training and held-out images
     for part in (train, val):
         if source.kind == "INaturalist":  # it lists files in the disk's order
             part.index.sort()
@@ -163,7 +164,7 @@ def label_of(entry: Any) -> int:
 
 
 def whole(source: Any, labels: list[int]) -> Part:
-    return Part(source, list(enumerate(labels)))
+    return Part(source, list(enumerate(labels)))  # all images
 
 
 def matching_part(count: int, seed: int, normalisation: tuple) -> Part:
@@ -194,8 +195,7 @@ def balanced(part: Part, count: int) -> Part:
     return Part(part.source, sorted(turns, key=turns.get)[:count])
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Folders of images
+# ---- Folders of images -----------------------------------------------------------------------------------------------
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -235,20 +235,19 @@ class ClassFolders:
         if set(names) <= {"train", "val", "test"}:
             raise UserError(f"{folder} has {' and '.join(names)}, but train and val are needed; or name one that has")
         self.classes = classes or names
-        for name in names:
-            if name not in self.classes:
-                raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
+        for name in set(names) - set(self.classes):
+            raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
 
         def is_image(path: str) -> bool:
             parts = Path(path).relative_to(folder).parts
             return path.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in parts)
 
-        numbers = {name: self.classes.index(name) for name in names}
+        numbers = {name: self.classes.index(name) for name in names}  # the labels
         self.samples = ImageFolder.make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
         self.targets = [label for _, label in self.samples]
-        for name in names:
-            if numbers[name] not in set(self.targets):
-                raise UserError(f"class '{name}' has no images in {folder / name}; add some or remove the folder")
+        for number in set(numbers.values()) - set(self.targets):
+            name = self.classes[number]
+            raise UserError(f"class '{name}' has no images in {folder / name}; add some or remove the folder")
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.samples[index]
@@ -262,12 +261,14 @@ def read_image(path: str | Path) -> Any:
     for damaged in (False, True):
         ImageFile.LOAD_TRUNCATED_IMAGES = damaged
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            with Image.open(path) as opened:  # and closed again
+                image = opened.convert("RGB")
+            if damaged:
+                warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
+            return image
         except OSError as error:
             if damaged:
-                raise UserError(f"cannot read {path}; remove or replace it") from error
-            warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
+                raise UserError(f"cannot read {path} as an image; remove or replace it") from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -284,12 +285,10 @@ def check_images(part: Part) -> None:
             raise UserError(f"cannot open {path} as an image; remove or replace it") from error
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# From images to tensors
+# ---- From images to tensors ------------------------------------------------------------------------------------------
 
 
-def to_rgb(image: Any) -> Any:
-    return image.convert("RGB")
+TO_RGB = methodcaller("convert", "RGB")  # of a PIL image
 
 
 def to_tensor(image: Any, normalisation: tuple) -> Tensor:
@@ -314,12 +313,12 @@ def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
     """What evaluation sees of a PIL image, as a tensor (3, S, S): its central 7/8, or all of it if images are small."""
     from torchvision.transforms import v2
 
-    bicubic = v2.InterpolationMode.BICUBIC
+    bicubic = v2.InterpolationMode.BICUBIC  # as in arXiv 2411.09702
     if is_small(name, img_size):
         steps = [v2.Resize((img_size, img_size), bicubic)]
     else:
         steps = [v2.Resize(round(img_size / 0.875), bicubic), v2.CenterCrop(img_size)]
-    return v2.Compose([to_rgb, *steps, partial(to_tensor, normalisation=normalisation)])
+    return v2.Compose([TO_RGB, *steps, partial(to_tensor, normalisation=normalisation)])
 
 
 def augmented_view(
@@ -339,7 +338,7 @@ def augmented_view(
     steps.append(partial(to_tensor, normalisation=normalisation))
     if erasing:  # arXiv 1708.04896; zero is the mean of a normalised image
         steps.append(v2.RandomErasing(erasing))
-    return v2.Compose([to_rgb, *steps])
+    return v2.Compose([TO_RGB, *steps])
 
 
 class Images(Dataset):
@@ -356,7 +355,7 @@ class Images(Dataset):
         return len(self.part.items)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
-        number, seed = item if isinstance(item, tuple) else (item, None)
+        number, seed = item if isinstance(item, tuple) else (item, None)  # of the augmentation
         index, label = self.part.items[number]
         image = self.part.source[index][0]
         if seed is None or self.augmented is None:
@@ -367,8 +366,7 @@ class Images(Dataset):
             return self.augmented(image), label
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Batches
+# ---- Batches ---------------------------------------------------------------------------------------------------------
 
 
 def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[list[tuple[int, int]]]:
@@ -379,7 +377,7 @@ def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 
     """
     # torch's generator keeps 32 bits of its seed: fold (seed, epoch) into them.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)
-    order = torch.randperm(count, generator=generator).tolist()
+    order = torch.randperm(count, generator=generator).tolist()  # each image once
     seeds = torch.randint(2**32, (count,), generator=generator).tolist()
     items = [(index, seeds[index]) for index in order]
     batches = [items[at : at + batch_size] for at in range(0, count, batch_size)]
@@ -390,7 +388,7 @@ def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 
 
 def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
     """The batches of an evaluation by one of several processes: every world-th image, from the image `rank`."""
-    mine = range(rank, count, world)
+    mine = range(rank, count, world)  # so that shares differ by one image at most
     return [list(mine[at : at + batch_size]) for at in range(0, len(mine), batch_size)]
 
 

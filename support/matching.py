@@ -51,8 +51,8 @@ def layout(count: int, seed: int) -> Layout:
 
 def paint(plan: Layout) -> Tensor:
     """The images (B, 3, 32, 32) of a layout, without noise, on black."""
-    pixels = torch.tensor([[pixel == "#" for pixel in glyph.replace(" ", "")] for glyph in GLYPHS.values()])
-    masks = pixels.float().view(8, 6, 6)
+    pixels = "".join(GLYPHS.values()).replace(" ", "").encode()
+    masks = (torch.tensor(list(pixels)) == ord("#")).float().view(8, 6, 6)
     shifted = [F.pad(masks, (right, 2 - right, down, 2 - down)) for down in range(3) for right in range(3)]
     stencils = torch.stack(shifted, dim=1)  # (shape, shift, 8, 8)
 

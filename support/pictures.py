@@ -33,31 +33,42 @@ def save(figure: Any, path: str) -> None:
 
 
 def draw_gains(tables: dict[str, Rows], path: str) -> None:
-    """Bars of the gain over the baseline, a panel a table, a group of bars a teacher, a colour a column."""
+    """Bars of the gain over the baseline, with its deviation over seeds: a panel a table, a colour a column."""
     figure = new_figure(path, 4 + 0.7 * max(map(len, tables.values())), 4.2 * len(tables))
-    panels = figure.subplots(len(tables), squeeze=False)[:, 0]
-    for panel, (title, rows) in zip(panels, tables.items(), strict=True):
+    for panel, (title, rows) in zip(figure.subplots(len(tables), squeeze=False)[:, 0], tables.items(), strict=True):
         columns = [column for column in columns_of(rows) if column not in ACCURACIES]
-        width = 0.8 / max(1, len(columns))
+        width = 0.8 / max(1, len(columns))  # of a bar; the rest is a gap between teachers
         for number, column in enumerate(columns):
-            gains = [row.get(column) or [math.nan] for row in rows.values()]
-            places = [place - 0.4 + width * (number + 0.5) for place in range(len(rows))]
-            spread = [statistics.stdev(values) if len(values) > 1 else 0 for values in gains]
-            panel.bar(places, list(map(statistics.mean, gains)), 0.9 * width, yerr=spread, label=column)
+            for place, row in enumerate(rows.values()):
+                gains = row.get(column)
+                if gains:
+                    spread = statistics.stdev(gains) if len(gains) > 1 else 0
+                    left = place - 0.4 + width * number
+                    panel.bar(left, statistics.mean(gains), width, yerr=spread, align="edge", color=f"C{number}")
+            panel.bar(0, 0, color=f"C{number}", label=column)
         panel.axhline(0, color="black", linewidth=1)
-        names = [f"{teacher}\n{family}" for family, teacher in rows]
-        panel.set_xticks(range(len(rows)), names, rotation=30, ha="right", fontsize="small")
+        panel.set_xticks(
+            range(len(rows)), [f"{teacher}\n{family}" for family, teacher in rows], rotation=30, ha="right"
+        )
         panel.set(title=title, ylabel="gain over the baseline, points")
         panel.grid(axis="y", alpha=0.3)
-        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", frameon=False)
+        if columns:
+            panel.legend()
     save(figure, path)
+
+
+def add_point(panels: dict[str, dict], title: str, line: str, x: float, y: float) -> None:
+    """Adds a point to a line of a panel of `draw_lines`."""
+    xs, ys = panels.setdefault(title, {}).setdefault(line, ([], []))
+    xs.append(x)
+    ys.append(y)
 
 
 def draw_lines(panels: dict[str, dict[str, tuple]], x_label: str, path: str) -> None:
     """Panels by title, three a row; each has lines by name: (x, y)."""
-    rows = -(-len(panels) // 3)
+    rows = -(-len(panels) // 3)  # rounded up
     figure = new_figure(path, 12, 1 + 3 * rows)
-    for panel, (title, lines) in zip(figure.subplots(rows, 3).flat, panels.items(), strict=True):
+    for panel, (title, lines) in zip(figure.subplots(rows, 3).flat, panels.items(), strict=False):
         for name, (x, y) in lines.items():
             panel.plot(x, y, ".-", label=name)
         panel.set(title=title, xlabel=x_label)
@@ -76,14 +87,14 @@ def draw_maps(image: Tensor, patch: tuple[int, int] | None, sides: dict[str, Ten
     from torchvision.utils import make_grid
 
     blocks, heads, grid, _ = next(iter(sides.values())).shape
-    figure = new_figure(path, 3.4 + 1.4 * heads, max(3.2, 1 + 0.7 * blocks))
-    first, *panels = figure.subplots(1, 3, width_ratios=(2.6, 0.7 * heads, 0.7 * heads))
+    figure = new_figure(path, 16, 6)
+    first, *panels = figure.subplots(1, 3)
     first.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy())
     first.set_axis_off()
     first.set_title("where the class token looks" if patch is None else f"where patch {patch[0]},{patch[1]} looks")
     if patch is not None:
-        width = image.shape[-1] / grid
-        first.plot((patch[1] + 0.5) * width, (patch[0] + 0.5) * width, "rs", fillstyle="none", markersize=12)
+        width = image.shape[-1] / grid  # of a patch, in pixels
+        first.plot((patch[1] + 0.5) * width, (patch[0] + 0.5) * width, "rs", fillstyle="none", markersize=330 / grid)
     brightest = torch.maximum(*sides.values()).amax((-2, -1), keepdim=True)
     for panel, (name, maps) in zip(panels, sides.items(), strict=True):
         tiles = (maps / brightest).flatten(0, 1)[:, None]

@@ -25,7 +25,7 @@ class Processes:
             torch.set_float32_matmul_precision("high")  # TF32
         if self.world > 1 and not dist.is_initialized():
             # Long enough for the first process to download a data set while the others wait.
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+            dist.init_process_group(timeout=timedelta(hours=2))
 
     def say(self, text: str) -> None:
         if self.main:
@@ -43,7 +43,7 @@ class Processes:
         """Lets the first process act, e.g. download, before the others do the same and find it done."""
         result = action() if self.main else None
         if self.world > 1:
-            dist.barrier()
+            dist.barrier()  # the others wait here
         return result if self.main else action()
 
 
@@ -53,7 +53,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device).item()  # raises if there is no such device
     except Exception as error:  # each kind of device has its own
         raise UserError(f"device '{name}' is not there ({str(error).splitlines()[0]}); use cpu") from error
     return device

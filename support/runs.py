@@ -39,7 +39,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def read_result(folder: str | Path) -> dict[str, Any] | None:
     """The result.json of a run; None as long as it is not finished."""
     path = Path(folder) / "result.json"
-    finished = path.is_file() and path.with_name("student.safetensors").is_file()
+    finished = path.is_file() and path.with_name("student.safetensors").is_file()  # the result comes last
     return read_json(path, {"top1"}) if finished else None
 
 
@@ -47,7 +47,7 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     """The log.jsonl of a run: a dictionary an epoch."""
     path = Path(folder) / "log.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]  # an epoch each
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged; train the run again with --fresh") from error
     if not lines:
@@ -63,7 +63,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def append_log(folder: Path, line: dict[str, Any]) -> None:
     """Adds the line of an epoch, in the place of those that a stopped run wrote after its last checkpoint."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []  # so far
     with replacing(path) as part:
         part.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line) + "\n"]))
 
@@ -75,17 +75,15 @@ def clear(folder: Path) -> None:
 
 
 class Checkpoint:
-    """The file from which a stopped run goes on: the state of each of `parts`, by name, which are None or have a
-    `state_dict`.
+    """The file from which a stopped run goes on: the state of each of `parts`, by name, which have a `state_dict`.
 
     It is written at the end of an epoch, if writing takes less than a tenth of the time. Nothing else needs keeping:
     all that is random follows from the numbers of epoch and step.
     """
 
     def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
-        self.path = folder / "checkpoint.pt"
-        self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.written_at, self.writing = time.perf_counter(), 0.0
+        self.path, self.parts = folder / "checkpoint.pt", parts
+        self.written_at, self.writing = time.perf_counter(), 0.0  # when, and how long it took
 
     def save_if_due(self, epochs: int, seconds: float) -> None:
         """Keeps the state after so many epochs, which took so many seconds."""

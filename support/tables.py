@@ -37,7 +37,7 @@ def compare(results: list[Result]) -> dict[str, Rows]:
     """Tables by title, each of runs that can be compared."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
-    groups: dict[tuple, list[Result]] = {}
+    groups = {}  # by what they must share
     for result in sorted(results, key=lambda result: (result.place, result.title)):
         groups.setdefault(result.conditions, []).append(result)
     differ = [together[0][0] for together in zip(*groups, strict=True) if len(set(together)) > 1]
@@ -56,7 +56,7 @@ def rows_of(results: list[Result]) -> Rows:
     for result in results:
         row = rows.setdefault((result.family, result.title), {})
         baselines = {r.seed: r.top1 for r in results if r.column == "baseline" and r.teacher == result.teacher}
-        row["baseline"] = list(baselines.values())
+        row["baseline"] = list(baselines.values())  # of all seeds
         if result.teacher_top1 is not None:
             row["its top-1"] = [result.teacher_top1]
         if result.seed not in baselines:
@@ -78,7 +78,7 @@ def cell(column: str, values: list[float]) -> str:
     if not values:
         return "-"
     mean = statistics.mean(values)
-    text = f"{mean:.1f}" if column in ACCURACIES else f"{mean:+.1f}"
+    text = f"{mean:{'' if column in ACCURACIES else '+'}.1f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.1f}"
     return f"**{text}**" if mean < 0 else text
@@ -103,14 +103,12 @@ def print_tables(tables: dict[str, Rows]) -> None:
 
 
 def write_csv(tables: dict[str, Rows], path: str) -> None:
-    """The tables as one file: a line for each row and column, with mean, standard deviation and number of seeds."""
+    """The tables as one file, with a line for each number in them: one for each seed."""
     with replacing(Path(path)) as part, open(part, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["runs", "family", "teacher", "column", "mean", "sd", "seeds"])
+        writer.writerow(["runs", "family", "teacher", "column", "value"])
         for title, rows in tables.items():
             for names, row in rows.items():
                 for column, values in row.items():
-                    if values:
-                        spread = statistics.stdev(values) if len(values) > 1 else ""
-                        writer.writerow([title, *names, column, statistics.mean(values), spread, len(values)])
+                    writer.writerows([title, *names, column, value] for value in values)
     print(f"written: {path}")

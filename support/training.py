@@ -29,7 +29,7 @@ def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer
     Matrices decay; norms, biases, LayerScale, tokens and positions do not. With `layer_decay`, the learning rate
     shrinks by that factor from the head to the last block, and from each block to the one before (ELECTRA, BEiT).
     """
-    groups: dict[tuple, dict] = {}
+    groups = {}  # by learning rate and weight decay
     depth = student.config.depth
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
@@ -52,7 +52,7 @@ def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tenso
         return lambda images, labels: (images, labels)
     from torchvision.transforms import v2
 
-    kinds = []
+    kinds = []  # one of which is drawn for a batch
     if mixup:
         kinds.append(v2.MixUp(alpha=mixup, num_classes=classes))
     if cutmix:
@@ -67,7 +67,7 @@ def evaluate(
     batch_size: int,
     processes: Processes,
     workers: int = 0,
-    classes: list[int] | None = None,
+    classes: list[int] | slice = slice(None),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     progress: str = "",
 ) -> dict[str, float]:
@@ -77,15 +77,14 @@ def evaluate(
     are asked for. The processes share the images, each counted once, and add up what they find.
     """
     start, device = time.perf_counter(), processes.device
-    model.eval()
+    model.eval()  # no stochastic depth
     sums = torch.zeros(4, dtype=torch.float64)  # right, right among the best five, loss, images
     batches = loader(dataset, in_order(len(dataset), batch_size, processes.rank, processes.world), workers, device)
     for images, labels in tqdm(batches, desc=progress, disable=not progress, leave=False, unit="batch"):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with autocast():
             output = model(images)
-        logits = (output[0] if isinstance(output, tuple) else output).float()
-        logits = logits if classes is None else logits[:, classes]
+        logits = (output[0] if isinstance(output, tuple) else output).float()[:, classes]
         right = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         sums += torch.stack((right[:, 0].sum(), right.any(1).sum(), loss, loss.new_tensor(len(labels)))).cpu()

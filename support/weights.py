@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if not path.name or path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{os.getpid()}")  # in the same folder, so that renaming is at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -67,7 +67,7 @@ def download(url: str, path: Path, otherwise: str) -> None:
 
     Raises a `UserError` for every trouble of the network; it ends with `otherwise`, the other ways to the file.
     """
-    patience = socket.getdefaulttimeout()
+    patience = socket.getdefaulttimeout()  # None: for ever
     socket.setdefaulttimeout(60)  # seconds without a byte; torch's download has no limit of its own
     try:
         torch.hub.download_url_to_file(url, str(path))
@@ -100,7 +100,7 @@ def read_tensors(path: Path, container: str = "") -> dict[str, Any]:
         problem = "holds code and was not loaded" if holds_code else "is cut short or is no weights file"
         raise UserError(f"{path} {problem}") from error
     if isinstance(held, dict) and container in held:
-        held = held[container]
+        held = held[container]  # beside it: the optimiser, the epoch
     if not isinstance(held, dict):
         raise UserError(f"{path} holds no named tensors")
     return {str(name): value for name, value in held.items()}
