@@ -42,8 +42,7 @@ from transfer import AttentionTransfer, measures
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
     """The student of a finished run, in eval mode; with `ema`, the moving average of its weights.
 
-    That of a copy run can do nothing by itself, as its own q and k are untrained: `train.run_model` makes it read with
-    its teacher's routing.
+    One that learnt by copying is of no use alone: `train.run_model` joins it with its teacher.
     """
     config, name = runs.read_config(folder), "student_ema" if ema else "student"
     path = Path(folder) / f"{name}.safetensors"
@@ -291,9 +290,8 @@ def speed(args: Namespace) -> None:
             memory[name] = f"{peak_memory(device):.0f}" if on_cuda else "-"
     lines = [["", "step, s", "ratio", "peak MB"]]
     for name, seconds in times.items():
-        ratios = [
-            one / base for one, base in zip(seconds[1:], times["baseline"][1:], strict=True)
-        ]  # the first warms up
+        # The first round warms up.
+        ratios = [one / base for one, base in zip(seconds[1:], times["baseline"][1:], strict=True)]
         figures = f"{statistics.median(seconds[1:]):.3f}", f"{statistics.median(ratios):.2f}"
         lines.append([name, *figures, memory[name]])
     print_aligned(lines)

@@ -1039,23 +1039,11 @@ def wrong_file(kind: str, folder) -> Path:
     return path
 
 
-KINDS = [
-    "missing",
-    "directory",
-    "empty",
-    "empty.safetensors",
-    "junk",
-    "junk.safetensors",
-    "page.safetensors",
-    "zip",
-    "cut pth",
-    "cut legacy pth",
-    "cut safetensors",
-    "cut header.safetensors",
-]
+CUT = ["cut pth", "cut legacy pth", "cut safetensors", "cut header.safetensors"]
+STRANGE = ["missing", "directory", "empty", "empty.safetensors", "junk", "junk.safetensors", "page.safetensors", "zip"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*STRANGE, *CUT])
 def test_what_is_no_whole_weights_file_is_refused_in_one_line_that_names_the_right_one(kind, tmp_path, capfd, cache):
     line = refusal(DEIT, wrong_file(kind, tmp_path))
     assert ("is not there" if kind in ("missing", "directory") else "is cut short or is no weights file") in line
@@ -1857,12 +1845,8 @@ def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano, mo
     assert row[2] == f"{own['top1']:.1f}" and result["teacher_top1"] == own["top1"]
     for mode in "baseline", "distill":
         folder = Path(f"runs/deit_nano-matching-{mode}-seed0")
-        assert {path.name for path in folder.iterdir()} == {
-            "config.json",
-            "log.jsonl",
-            "student.safetensors",
-            "result.json",
-        }
+        files = {path.name for path in folder.iterdir()}
+        assert files == {"config.json", "log.jsonl", "student.safetensors", "result.json"}
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["step"] == 6
         assert (lines[0]["transfer_loss"] > 0) == (mode == "distill")
@@ -2103,28 +2087,9 @@ def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_method
     config = TEACHERS["eva02_s"].config
     theirs = scramble(timm.create_model("eva02_small_patch14_224"))
     path = publish("eva02_s", theirs, Path("."))
-    out = inside(
-        monkeypatch,
-        capsys,
-        "--teacher",
-        "eva02_s",
-        "--weights",
-        path,
-        "--data",
-        "animals",
-        "--epochs",
-        1,
-        "--batch-size",
-        4,
-        "--mode",
-        "baseline",
-        "transfer",
-        "--method",
-        "copy",
-        "distill",
-        "--workers",
-        1,
-    )
+    words = f"--teacher eva02_s --weights {path} --data animals --epochs 1 --batch-size 4 --workers 1"
+    modes = "--mode baseline transfer --method copy distill"
+    out = inside(monkeypatch, capsys, *words.split(), *modes.split())
     assert len(list(Path("runs").iterdir())) == 3 and "eva02_s-animals-distill-seed0" in out
     student = evaluation.load_student("runs/eva02_s-animals-distill-seed0")
     assert student.config.pool == "avg" and student.config.grid == config.grid and student.config.num_classes == 2
@@ -2135,20 +2100,8 @@ def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_method
 
 
 def test_bfloat16_and_accumulation_train(nano, monkeypatch, capsys, small_matching):
-    inside(
-        monkeypatch,
-        capsys,
-        "--mode",
-        "transfer",
-        "--method",
-        "copy",
-        "distill",
-        *QUICK,
-        "--amp",
-        "bf16",
-        "--accumulate",
-        3,
-    )
+    words = "--mode transfer --method copy distill --amp bf16 --accumulate 3"
+    inside(monkeypatch, capsys, *QUICK, *words.split())
     assert len(list(Path("runs").iterdir())) == 2
 
 
@@ -2289,29 +2242,9 @@ def trained(tmp_path_factory):
             ("dinov2_reg_nano", "--mode", "transfer", "--student", "standard", "native"),
             ("siglip_nano", "--mode", "transfer"),
         ):
-            call(
-                train,
-                [
-                    "--teacher",
-                    teacher,
-                    "--weights",
-                    "random",
-                    "--epochs",
-                    "2",
-                    "--workers",
-                    "0",
-                    "--device",
-                    "cpu",
-                    "--data",
-                    "imagenet",
-                    "--data-root",
-                    root / "data",
-                    "--out",
-                    root / "runs",
-                    *words,
-                ],
-                patch,
-            )
+            quick = "--weights random --epochs 2 --workers 0 --device cpu --data imagenet".split()
+            where = ["--data-root", root / "data", "--out", root / "runs"]
+            call(train, ["--teacher", teacher, *quick, *where, *words], patch)
     return root
 
 

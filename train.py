@@ -492,10 +492,8 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)  # of the run before
     data = processes.first(partial(run_data, settings))  # it may have to be downloaded
-    processes.say(
-        f"{folder.name}: {len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes; "
-        f"{settings.epochs} epochs, recipe {settings.recipe}, on {processes.device}"
-    )
+    images = f"{len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes"
+    processes.say(f"{folder.name}: {images}; {settings.epochs} epochs, recipe {settings.recipe}, on {processes.device}")
     run = Training(settings, data, run_teacher(settings) if settings.needs_teacher else None, processes)
     if processes.main:
         versions = {"python": sys.version.split()[0], "torch": torch.__version__}

@@ -95,10 +95,9 @@ def load_data(
     """One of DATASETS (files below `root`, downloaded if missing), or the path of a folder of images.
 
     `augment` crops and flips the training images at random; `randaugment` (a magnitude, 0 for none) and `erasing`
-    (a probability) add to that. `train_images` keeps a class-balanced subset, the same in every run; of matching it is
-    the number to make, 500 unless told (held out: 10,000). imagenet is ROOT/imagenet/{train,val} with a folder for
-    each class. A folder has the same layout, or class folders alone, of which every tenth image of each class is held
-    out. Raises a `UserError` for what the user can mend.
+    (a probability) add to that. `train_images` keeps a class-balanced subset; of matching it is the number to make, 500
+    unless told (held out: 10,000). imagenet is ROOT/imagenet/{train,val} with a folder for each class. A folder has the
+    same layout, or class folders alone, of which every tenth image of each class is held out.
     """
     if name == "matching":
         count = 500 if train_images is None else train_images

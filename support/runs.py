@@ -75,12 +75,10 @@ def clear(folder: Path) -> None:
 
 
 class Checkpoint:
-    """The file from which a stopped run goes on: the state of each of `parts`, by name, which have a `state_dict`.
+    """The file from which a stopped run goes on: the state of each of `parts`, by name, which have a `state_dict`."""
 
-    It is written at the end of an epoch, if writing takes less than a tenth of the time. Nothing else needs keeping:
-    all that is random follows from the numbers of epoch and step.
-    """
-
+    # It is written at the end of an epoch, if writing takes less than a tenth of the time. Nothing else needs keeping:
+    # all that is random follows from the numbers of epoch and step.
     def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
         self.path, self.parts = folder / "checkpoint.pt", parts
         self.written_at, self.writing = time.perf_counter(), 0.0  # when, and how long it took

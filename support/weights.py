@@ -42,10 +42,9 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make room there, or choose another "
-            f"place (the variable TORCH_HOME moves the weights)"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        remedy = "make room there, or choose another place (the variable TORCH_HOME moves the weights)"
+        raise UserError(f"cannot write {path}: {reason}; {remedy}") from error
 
 
 def save_state(state: dict, path: Path) -> None:
