@@ -35,14 +35,14 @@ from support.processes import Processes, peak_memory
 from support.tables import compare, print_aligned, print_tables, write_csv
 from support.training import evaluate
 from teachers import find, load_teacher, student_config
-from train import Settings, read_settings, result_of, run_data, run_model, run_teacher
+from train import Settings, build_data, build_model, build_teacher, read_settings, result_of
 from transfer import AttentionTransfer, measures
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
     """The student of a finished run, in eval mode; with `ema`, the moving average of its weights.
 
-    One that learnt by copying is of no use alone: `train.run_model` joins it with its teacher.
+    One that learnt by copying is of no use alone: `train.build_model` joins it with its teacher.
     """
     config, name = runs.read_config(folder), "student_ema" if ema else "student"
     path = Path(folder) / f"{name}.safetensors"
@@ -83,8 +83,8 @@ def accuracy(args: Namespace) -> None:
     print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
     for folder in map(Path, args.runs):
         settings, student = open_run(folder, args)
-        teacher = run_teacher(settings).to(args.device) if settings.method == "copy" else None
-        model, known = run_model(settings, student, teacher), runs.read_config(folder)["classes"]
+        teacher = build_teacher(settings).to(args.device) if settings.method == "copy" else None
+        model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
             title = name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
@@ -100,9 +100,9 @@ def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dat
     # ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these. The folders of ImageNet-V2
     # are numbered by the sorted WordNet ids.
     if name == settings.data:
-        _, dataset, classes = run_data(settings)  # its own validation images
+        _, dataset, classes = build_data(settings)  # its own validation images
     elif name in ("matching", *data.SOURCES):
-        _, dataset, classes = run_data(replace(settings, data=name, train_images=None))
+        _, dataset, classes = build_data(replace(settings, data=name, train_images=None))
     else:
         source = data.ClassFolders(class_folder(name, settings.data_root))
         view = data.plain_view(name, settings.img_size, find(settings.teacher).normalisation)
@@ -143,7 +143,7 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
     seen = []  # what each of the student's blocks did
     reroutes = None
     if settings.method == "copy":
-        model = run_model(settings, student, teacher)
+        model = build_model(settings, student, teacher)
         reroutes = model.reroutes(model.teacher_routings(images))
     student(images, reroutes=reroutes, seen=seen)
     theirs = AttentionTransfer(student, teacher, "copy").teacher_routings(images)
@@ -154,7 +154,7 @@ def open_both(args: Namespace) -> tuple[Settings, ViT, ViT]:
     settings, student = open_run(args.run, args)
     if settings.method == "copy":
         print("a copy run: where it copies, the student's maps are the teacher's")
-    return settings, student, run_teacher(settings).to(args.device)
+    return settings, student, build_teacher(settings).to(args.device)
 
 
 def maps(args: Namespace) -> None:
@@ -166,7 +166,7 @@ def maps(args: Namespace) -> None:
     if args.image:
         image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
     else:
-        image = run_data(settings).val[0][0]  # the first validation image
+        image = build_data(settings).val[0][0]  # the first validation image
     sides = []
     for side in both_maps(settings, student, teacher, image[None].to(args.device)):
         rows = torch.cat(side)[:, :, token, config.prefix :]  # (blocks, heads, patches)
@@ -194,7 +194,7 @@ UNITS = {"entropy": "nats", "distance": "patches", "class token": "share", "regi
 def agreement(args: Namespace) -> None:
     """Prints, and draws with --figure, the measures of transfer.py by block, over the first 64 validation images."""
     settings, student, teacher = open_both(args)
-    dataset, found = run_data(settings).val, {}
+    dataset, found = build_data(settings).val, {}
     count = min(64, len(dataset))
     batches = data.loader(dataset, data.in_order(count, 8), 0, args.device)
     for images, _ in tqdm(batches, desc="maps", leave=False, unit="batch"):

@@ -1,8 +1,8 @@
 """The Vision Transformer, written out, and cut where attention transfer cuts it.
 
-On the reader's way this file comes after README and before transfer.py. Read it as far as the end of `Attention`: that
-is what transfer.py needs. Then come the rest of a block, the model, and the native components, which are the parts that
-some pretrained families add to the standard ViT of Dosovitskiy et al. (arXiv 2010.11929).
+Read this file after README and before transfer.py: down to the end of `Attention`, then `draw_drops`, `run` and `route`
+of `ViT`. The rest is reference: the other parts of the standard ViT of Dosovitskiy et al. (arXiv 2010.11929), and the
+native components, which are what some pretrained families add to it.
 
 Attention does two things. It decides where each token looks: q and k, whose softmax is the attention map. This is its
 *routing*. And it brings back what is there: v. This is its *reading*. Attention transfer moves the routing of one model
@@ -36,22 +36,22 @@ class ViTConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    num_classes: int = 0  # 0: no head, and `forward` returns what it would have read
+    num_classes: int = 0  # 0: no head, and `forward` returns the pooled tokens (an "avg" without a norm)
     class_token: bool = True
     pool: str = "token"  # what the head reads: the class "token", the "avg" of the patches, or "none": all tokens
     norm_eps: float = 1e-6
     drop_path: float = 0.0  # the rate of stochastic depth, see `ViT.draw_drops`
 
     # Native components. The default of each is the standard ViT; the end of this file says what each of them is for.
-    layerscale: float | None = None  # the initial value of the scales
-    registers: int = 0
+    layerscale: float | None = None  # the initial value of a scale on what each layer adds
+    registers: int = 0  # how many spare tokens
     rel_pos: str | None = None  # a table of relative positions for each "block", or one "shared" by all
-    rope: str | None = None  # as in "eva02" or as in "dinov3"
-    qk_norm: bool = False
-    swiglu: bool = False
-    sub_ln: str | None = None  # in the "mlp", or in "both" MLP and attention
-    pre_norm: bool = False
-    quick_gelu: bool = False
+    rope: str | None = None  # rotary positions, as in "eva02" or as in "dinov3"
+    qk_norm: bool = False  # a LayerNorm of q and k in each head
+    swiglu: bool = False  # an MLP with a gate
+    sub_ln: str | None = None  # a norm before the last matrix of the "mlp", or of "both" MLP and attention
+    pre_norm: bool = False  # a norm before the first block
+    quick_gelu: bool = False  # an approximation of GELU
     qkv_bias: str = "qkv"  # which of q, k and v have a bias: "qkv", "qv" or "none"
     pos_embed: str = "learned"  # or learned for "patches" only, fixed "sincos", "none"
 
@@ -95,7 +95,7 @@ def attention_logits(routing: Routing) -> Tensor:
 
 
 def attention_map(routing: Routing) -> Tensor:
-    """The share of each token (last dimension) in what each token (the one before) reads: rows sum to 1."""
+    """(B, H, N, N): at [..., i, j] is how much of token j there is in what token i reads. Each row i sums to 1."""
     return attention_logits(routing).softmax(-1)
 
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor, rows: slice) -> Tensor:
-        """Some rows of the matrix of q, k and v, one below the other, applied to x: (B, N, D) to (B, N, rows)."""
+        """x (B, N, D) times some rows of the matrix that holds q, k and v one below the other: (B, N, rows)."""
         bias = self.qkv.bias
         if hasattr(self, "q_bias"):
             bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
@@ -148,11 +148,12 @@ class Attention(nn.Module):
     def route(self, x: Tensor, rope: RoPE | None, bias: Tensor | None) -> Routing:
         """Where the tokens x (B, N, D) look. `rope` and `bias` are the positions that all blocks share, if any."""
         B, N, D = x.shape
-        q, k = self.project(x, slice(0, 2 * D)).view(B, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        both = self.project(x, slice(0, 2 * D)).view(B, N, 2, self.heads, -1)
+        q, k = both.permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)
-        return Routing(q, k, bias if self.rel_pos is None else self.rel_pos())
+        return Routing(q, k, bias if self.rel_pos is None else self.rel_pos())  # or a table of its own
 
     def values(self, x: Tensor) -> Tensor:
         """What the tokens x (B, N, D) have to give: v, (B, H, N, d)."""
@@ -239,21 +240,21 @@ class Block(nn.Module):
         """v of the tokens of the stream x (B, N, D) in this block, and nothing more: (B, H, N, d)."""
         return self.attn.values(self.norm1(x))
 
-    def attend(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
-        """What this block's attention makes of the stream x (B, N, D), before anything is added to it."""
+    def attended(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
+        """What this block's attention does with the stream x (B, N, D), before anything is added to it."""
         return self.attn(self.norm1(x), rope, bias, reroute)
 
     def forward(
         self, x: Tensor, rope: RoPE | None, bias: Tensor | None, drops: Tensor | None, reroute: Reroute | None = None
     ) -> tuple[Tensor, Attended]:
         """The stream x (B, N, D) after the block, and what its attention did. `drops`: (2, B, 1, 1), a layer each."""
-        attended = self.attend(x, rope, bias, reroute)
-        x = x + scaled(self.ls1(attended.output), drops, 0)
-        x = x + scaled(self.ls2(self.mlp(self.norm2(x))), drops, 1)
+        attended = self.attended(x, rope, bias, reroute)
+        x = x + with_drops(self.ls1(attended.output), drops, 0)
+        x = x + with_drops(self.ls2(self.mlp(self.norm2(x))), drops, 1)
         return x, attended
 
 
-def scaled(added: Tensor, drops: Tensor | None, layer: int) -> Tensor:
+def with_drops(added: Tensor, drops: Tensor | None, layer: int) -> Tensor:
     """What a layer adds to the stream, left out for the images that `draw_drops` chose."""
     return added if drops is None else added * drops[layer].to(added.dtype)
 
@@ -354,7 +355,7 @@ class ViT(nn.Module):
     def draw_drops(self, images: Tensor) -> Tensor | None:
         """Stochastic depth (Huang et al., arXiv 1603.09382): which layers are left out for which image.
 
-        Returns (depth, 2, B, 1, 1): 0 where an attention or MLP layer adds nothing, and else what keeps the mean at 1.
+        Returns (depth, 2, B, 1, 1): 0 where an attention or MLP layer adds nothing, otherwise 1 / keep: the mean is 1.
         Deeper layers are dropped more often, up to the rate `drop_path`. None in eval mode and where the rate is 0.
         """
         if not self.training or self.config.drop_path == 0:
@@ -494,7 +495,7 @@ def sincos_positions(config: ViTConfig) -> Tensor:
     angle = places[:, None] * 10_000.0 ** -(torch.arange(bands) / bands)  # (grid, D/4)
     waves = torch.cat((angle.sin(), angle.cos()), dim=-1)
     by_row, by_column = waves.repeat_interleave(config.grid, 0), waves.repeat(config.grid, 1)
-    return torch.cat((by_column, by_row), dim=-1)[None]
+    return torch.cat((by_column, by_row), dim=-1)[None]  # the column first, as in MAE
 
 
 # ---- The native components -------------------------------------------------------------------------------------------
@@ -502,7 +503,8 @@ def sincos_positions(config: ViTConfig) -> Tensor:
 # The config fields that make a model native, and what each of them is for.
 NATIVE_COMPONENTS = (
     # Each layer adds little at first and learns how much to add, so that deep models train. At an initial value of 1e-5
-    # the blocks of an untrained student add next to nothing: its tokens leave the last block almost as they entered.
+    # the blocks of an untrained student add next to nothing: its tokens leave the last block almost as they entered,
+    # and all its blocks look at nearly the same tokens. Little of the gradient reaches v and the MLP until scales grow.
     "layerscale",
     # Spare tokens for what belongs to the whole image. Without them large models keep it in some patches of background,
     # whose maps then show artefacts (Darcet et al., "Vision Transformers Need Registers", arXiv 2309.16588).
@@ -517,15 +519,15 @@ NATIVE_COMPONENTS = (
     # The gate lets each token choose which hidden features pass. EVA-02's hidden layer is narrower to have as many
     # parameters as an MLP, so its `mlp_ratio` goes with this component.
     "swiglu",
-    # A norm before the second matrix of each layer bounds what the layer adds, for stability at scale (Wang et al.,
+    # A norm before the last matrix of a layer bounds what the layer adds, for stability at scale (Wang et al.,
     # "Magneto", arXiv 2210.06423; EVA-02 B and L, BEiT-3).
     "sub_ln",
     # A norm before the first block: tokens enter it at one scale, whatever the patch embedding does (CLIP).
     "pre_norm",
     # x sigmoid(1.702 x), a cheap approximation of GELU. CLIP's weights were trained with it (arXiv 2103.00020).
     "quick_gelu",
-    # A bias on k adds the same number, q times that bias, to all logits of a row, and softmax ignores it. BEiT and
-    # EVA-02 leave it out; DINOv3 has no bias on q and v either.
+    # A bias b on k adds one number, q.b / sqrt(d), to all logits of a row, and softmax ignores it, unless qk-norm or
+    # RoPE stand between. BEiT leaves it out, EVA-02 after it; DINOv3 has no bias on q and v either.
     "qkv_bias",
     # Learned positions for the patches alone, since the other tokens have no place; or fixed waves, which need not be
     # learned; or none, where relative positions do that work.

@@ -3,7 +3,7 @@
     python teachers.py                    # the table of all teachers
     python teachers.py eva02_s dinov2_b   # download these and check them
 
-This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: an
+For reference: train.py and eval.py ask this file for a teacher by name. Look first at one entry of `TEACHERS`: an
 architecture that model.py can build, and the address of a file. Then at its family, which says how that file is laid
 out. A file is read whole or refused: a tensor of the teacher's is used, or is on the family's list of unwanted ones.
 

@@ -59,8 +59,8 @@ from transfer import (
     init_from,
     kl,
     measures,
-    needs_no_map,
     part_of,
+    use_fused,
 )
 
 HERE = Path(teachers.__file__).parent
@@ -1429,9 +1429,9 @@ def test_copying_is_the_teachers_map_times_the_students_value_in_value_and_gradi
 def test_whether_maps_are_built_is_decided_by_tokens_device_and_loss():
     few, many, biased = random_routing(N=399), random_routing(N=400), random_routing(N=400, bias=True)
     ce, js = LOSSES["cross_entropy"], LOSSES["js"]
-    assert not needs_no_map(few, ce, None) and needs_no_map(many, ce, None)
-    assert needs_no_map(few, ce, True) and not needs_no_map(many, ce, False)
-    assert not needs_no_map(biased, ce, True) and not needs_no_map(many, js, True)
+    assert not use_fused(few, ce, None) and use_fused(many, ce, None)
+    assert use_fused(few, ce, True) and not use_fused(many, ce, False)
+    assert not use_fused(biased, ce, True) and not use_fused(many, js, True)
 
 
 class Shapes(TorchDispatchMode):
@@ -2072,7 +2072,7 @@ def test_an_untrained_teacher_is_said_in_the_name_and_in_the_table(nano, monkeyp
     out = inside(monkeypatch, capsys, "--weights", "random", "--mode", "transfer", "--method", "copy", *QUICK)
     assert "deit_nano(random)-matching-copy-seed0" in out and "| deit_nano (random) " in out
     settings = train.read_settings("runs/deit_nano(random)-matching-copy-seed0")
-    one, other = train.run_teacher(settings).state_dict(), train.run_teacher(settings).state_dict()
+    one, other = train.build_teacher(settings).state_dict(), train.build_teacher(settings).state_dict()
     assert same(one, other)  # the student is evaluated with the teacher it was trained with
     assert not same(one, teachers.load_teacher("deit_nano").state_dict())
 
@@ -2144,7 +2144,7 @@ def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
 
 def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
     args = train.parse_arguments(["--teacher", "deit_s", "--recipe", "distill", "--lr", "1e-3", "--data", "cifar10"])
-    settings = train.grid(args)[1]
+    settings = train.plan_runs(args)[1]
     assert settings.beta2 == 0.95 and settings.drop_path == 0.2 and settings.ema == 0.9999
     assert settings.lr == 1e-3 and settings.epochs == 200 and settings.warmup == 0.1  # 20 of 200 epochs
 
@@ -2435,7 +2435,7 @@ def test_runs_that_cannot_be_compared_have_a_table_each(results, setting, value,
 @torch.inference_mode()
 def test_a_teachers_map_is_shown_among_the_students_tokens(trained, name):
     settings, student = train.read_settings(run(trained, name)), evaluation.load_student(run(trained, name))
-    teacher, images = train.run_teacher(settings), torch.randn(2, 3, 32, 32)
+    teacher, images = train.build_teacher(settings), torch.randn(2, 3, 32, 32)
     theirs, ours = evaluation.both_maps(settings, student, teacher, images)
     kept = torch.tensor(
         [
@@ -2454,7 +2454,7 @@ def test_a_teachers_map_is_shown_among_the_students_tokens(trained, name):
 def test_the_maps_of_a_copy_run_are_the_teachers_only_where_it_copies(trained):
     folder = run(trained, "deit_nano copy")
     settings, student = train.read_settings(folder), evaluation.load_student(folder)
-    teacher, images = train.run_teacher(settings), torch.randn(2, 3, 32, 32)
+    teacher, images = train.build_teacher(settings), torch.randn(2, 3, 32, 32)
     for blocks, same in (None, [True] * 4), ("1-2", [False, True, True, False]):
         theirs, ours = evaluation.both_maps(replace(settings, blocks=blocks), student, teacher, images)
         assert [torch.allclose(*pair) for pair in zip(theirs, ours)] == same
@@ -2465,9 +2465,9 @@ def test_agreement_prints_the_divergence_of_the_maps_by_block(trained, monkeypat
     call(evaluation, ["agreement", folder], monkeypatch)
     shown = [float(row[1]) for row in cells_of(capsys.readouterr().out)[2:]]
     settings, student = train.read_settings(folder), evaluation.load_student(folder)
-    images = torch.stack([image for image, _ in train.run_data(settings).val])
+    images = torch.stack([image for image, _ in train.build_data(settings).val])
     with torch.inference_mode():
-        pairs = zip(train.run_teacher(settings).attention_maps(images), student.attention_maps(images), strict=True)
+        pairs = zip(train.build_teacher(settings).attention_maps(images), student.attention_maps(images), strict=True)
         expected = [kl(theirs, ours.log()).mean().item() for theirs, ours in pairs]
     assert shown == pytest.approx(expected, abs=6e-4) and max(shown) > 0.01
 

@@ -7,7 +7,7 @@
 Several values of --teacher, --data, --mode, --method, --student or --seed make a grid of runs, one after another. Each
 run has a folder. A run that was stopped goes on with the same command; one that is finished is not trained again.
 
-On the reader's way this file comes after transfer.py. `Settings` has every knob of a run, and `train` is the loop.
+Read this file after transfer.py: `Settings` has every knob of a run, and `train` is the loop.
 """
 
 import itertools
@@ -77,7 +77,7 @@ class Settings:
     # Attention transfer.
     blocks: str | None = flag(None, "a count of the first ones, a range 3-8, or a list 0,4,8 (all)", group="transfer")
     weight: float = flag(3.0, "of the transfer loss", NUMBER)
-    what: str | None = flag("map", "to copy: map, q, k", choices=WHAT)
+    what: str | None = flag("map", "v and output to distill only", choices=WHAT)
     loss: str | None = flag("cross_entropy", "between maps", choices=LOSSES)
     weights: str | None = flag(None, "the teacher's file; 'random' for an untrained one, as a control", metavar="PATH")
     init: str | None = flag(None, "parts of the teacher's weights: attention, mlp, norms, embeddings, all")
@@ -144,7 +144,7 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     return parser.parse_args(words)
 
 
-def grid(args: Namespace) -> list[Settings]:
+def plan_runs(args: Namespace) -> list[Settings]:
     """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
     if args.weights not in (None, "random") and len(set(args.teacher)) > 1:
         raise UserError("--weights is the file of one teacher, not of several; give one --teacher")
@@ -153,7 +153,8 @@ def grid(args: Namespace) -> list[Settings]:
     several = ("teacher", "seed", "data", "mode", "student", "method")
     plan = []  # in the order in which they are trained
     for values in itertools.product(*map(flags.get, several)):
-        settings = settle(Settings(**flags | dict(zip(several, values, strict=True))))
+        one_of_each = dict(zip(several, values, strict=True))
+        settings = settle(Settings(**flags | one_of_each))
         if settings not in plan:  # a baseline has no method, and is the same for all
             plan.append(settings)
     return plan
@@ -174,9 +175,8 @@ def settle(settings: Settings) -> Settings:
         "lr": (5e-4 if teacher.url else 6e-3) if settings.lr is None else settings.lr,
     }
     # What the run does not use goes back to its default, so that it is in no name.
-    unused = {"transfer": [], "baseline": ["blocks", "weight", "what", "loss"], "finetune": [*VARIANTS]}[settings.mode]
-    if changes["method"] == "copy":
-        unused = ["weight", "loss"]
+    unused_by = {"transfer": [], "baseline": ["blocks", "weight", "what", "loss"], "finetune": [*VARIANTS]}
+    unused = ["weight", "loss"] if changes["method"] == "copy" else unused_by[settings.mode]
     if not settings.needs_teacher:
         unused.append("weights")
     settings = replace(settings, **changes, **{name: getattr(Settings, name) for name in unused})
@@ -184,7 +184,7 @@ def settle(settings: Settings) -> Settings:
     # A trial with models that have shapes and no memory.
     student = shape_of(student_config(settings.teacher, settings.student, 2, settings.img_size))
     theirs = shape_of(replace(teacher.config, img_size=settings.img_size))
-    run_model(settings, student, theirs)  # raises if the two do not match
+    build_model(settings, student, theirs)  # raises if the two do not match
     if settings.parts:
         init_from(student, theirs, settings.parts)
     return settings
@@ -245,20 +245,20 @@ def result_of(folder: str | Path) -> Result | None:
 # ---- What a run is built of ------------------------------------------------------------------------------------------
 
 
-def run_teacher(settings: Settings) -> ViT:
+def build_teacher(settings: Settings) -> ViT:
     """The teacher of a run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an untrained teacher, `--weights random`, is the same at every call
         return load_teacher(settings.teacher, settings.weights, settings.img_size)
 
 
-def run_data(settings: Settings) -> Data:
+def build_data(settings: Settings) -> Data:
     """The data set of a run, at its size and with its teacher's normalisation."""
     where = settings.data, settings.data_root, settings.img_size, find(settings.teacher).normalisation
     return load_data(*where, settings.train_images, settings.augment, settings.randaugment, settings.erasing)
 
 
-def run_model(settings: Settings, student: ViT, teacher: ViT | None) -> nn.Module:
+def build_model(settings: Settings, student: ViT, teacher: ViT | None) -> nn.Module:
     """What is trained and evaluated: the student alone, or with its teacher."""
     if settings.method is None:
         return student
@@ -270,7 +270,7 @@ def build_student(settings: Settings, classes: int, teacher: ViT | None) -> ViT:
     """A student with random weights that follow from the run's seed, or with parts of the teacher's."""
     torch.manual_seed(settings.seed)
     config = student_config(settings.teacher, settings.student, classes, settings.img_size)
-    student = ViT(replace(config, drop_path=settings.drop_path))  # which the teacher follows in training
+    student = ViT(replace(config, drop_path=settings.drop_path))  # of the student; the teacher leaves out the same
     if settings.parts:
         init_from(student, teacher, settings.parts)
     return student
@@ -284,7 +284,7 @@ class Training:
         self.steps = settings.epochs * len(plan_epoch(len(data.train), settings.batch_size, 0, 0, processes.world))
         self.teacher = None if teacher is None else teacher.to(self.device)
         self.student = build_student(settings, len(data.classes), teacher).to(self.device)
-        self.module = self.model = run_model(settings, self.student, self.teacher)
+        self.module = self.model = build_model(settings, self.student, self.teacher)
         self.average = None
         if settings.ema:
             self.average = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
@@ -324,27 +324,28 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         begun, meter = time.perf_counter(), Meter(processes)  # of this epoch
         run.model.train()
         plan = plan_epoch(len(data.train), settings.batch_size, settings.seed, epoch, processes.world)
-        shares = [batch[processes.rank :: processes.world] for batch in plan]  # what this process gets of each
-        batches = loader(data.train, shares, settings.workers, device)
+        own = [batch[processes.rank :: processes.world] for batch in plan]  # what this process gets of each batch
+        batches = loader(data.train, own, settings.workers, device)  # which are augmented by the plan's seeds
         for step, (whole_batch, (images, labels)) in enumerate(zip(plan, batches, strict=True), epoch * len(plan)):
             seed_step(settings.seed, step, processes.rank)
-            rate = cosine_schedule(step, steps, settings.warmup * steps)
+            factor = cosine_schedule(step, steps, settings.warmup * steps)
             for group in run.optimiser.param_groups:
-                group["lr"] = group["peak"] * rate
+                group["lr"] = group["peak"] * factor
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             images, targets = run.mix(images, labels)  # labels, or shares of classes where images are mixed
 
             # Forward and backward, piece by piece: gradients add up, and processes exchange them after the last piece.
             for x, y, is_last in split_batch(images, targets, settings.accumulate):
-                run.model.require_backward_grad_sync = is_last
+                run.model.require_backward_grad_sync = is_last  # of no effect where there is one process
                 with run.autocast():
                     output = run.model(x)
                 logits, transfer_loss = output if isinstance(output, tuple) else (output, output.new_zeros(()))
                 loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.smoothing)
                 loss = loss + settings.weight * transfer_loss.float()
-                # Processes average their gradients, but their shares of a last, shorter batch may differ by an image.
-                share = len(x) * processes.world / len(whole_batch)
-                run.scaler.scale(loss * share).backward()
+                # Gradients of pieces add up, and processes average theirs: each image is to weigh the same, in a last,
+                # shorter batch too, of which some processes have an image more than others.
+                weight = len(x) * processes.world / len(whole_batch)
+                run.scaler.scale(loss * weight).backward()
                 meter.add(loss, transfer_loss, logits, y)
 
             # The update of the weights, and of their moving average.
@@ -353,17 +354,17 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
                 nn.utils.clip_grad_norm_(run.student.parameters(), settings.clip)
             run.scaler.step(run.optimiser)
             run.scaler.update()
-            run.optimiser.zero_grad()  # for the next batch
+            run.optimiser.zero_grad()
             if run.average:
                 run.average.update_parameters(run.student)
             bar.update()
-            if step % 10 == 9 or device.type == "cpu":
+            if step % 10 == 9 or device.type == "cpu":  # on a GPU, to ask is to wait for it
                 bar.set_postfix(meter.averages(step), refresh=False)
 
         # The epoch's line in the log, with what validation finds, and a checkpoint to go on from.
-        line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": run.peak * rate}
+        line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": run.peak * factor}
         spent = time.perf_counter() - begun
-        seconds += spent  # over all sittings
+        seconds += spent  # of training, before and after stops
         line |= {"images_per_s": len(data.train) / spent, "seconds": seconds, "peak_memory_mb": peak_memory(device)}
         if validation_is_due(epoch, settings.epochs, len(data.train), len(data.val)):
             found = validate(run, run.module)
@@ -409,7 +410,7 @@ def finish(run: Training, folder: Path, found: dict[str, float], seconds: float)
     students = {"student": run.student}
     if run.average:
         students["student_ema"] = run.average.module  # a copy of the student with averaged weights
-        averaged = validate(run, run_model(run.settings, run.average.module, run.teacher))
+        averaged = validate(run, build_model(run.settings, run.average.module, run.teacher))
         result |= {f"ema_{name}": value for name, value in averaged.items()}
     # Where the teacher's task is the student's, its own accuracy says what could be learnt.
     if run.teacher is not None and run.teacher.config.num_classes and run.settings.data == "matching":
@@ -428,7 +429,7 @@ def finish(run: Training, folder: Path, found: dict[str, float], seconds: float)
 
 def main() -> None:
     args = parse_arguments()
-    plan = grid(args)
+    plan = plan_runs(args)
     processes = Processes(args.device)
     autocast_type(args.amp, processes.device)  # raises if the device has none
     folders = [Path(args.out) / run_name(settings) for settings in plan]  # one a run
@@ -470,7 +471,7 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
             processes.say(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
     needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
     for settings in needed.values():
-        processes.first(partial(run_teacher, settings))  # fetched into the cache, or missed
+        processes.first(partial(build_teacher, settings))  # fetched into the cache, or missed
     return waiting
 
 
@@ -491,10 +492,10 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
     """One run of the grid, from its data to its result."""
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)  # of the run before
-    data = processes.first(partial(run_data, settings))  # it may have to be downloaded
+    data = processes.first(partial(build_data, settings))  # it may have to be downloaded
     images = f"{len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes"
     processes.say(f"{folder.name}: {images}; {settings.epochs} epochs, recipe {settings.recipe}, on {processes.device}")
-    run = Training(settings, data, run_teacher(settings) if settings.needs_teacher else None, processes)
+    run = Training(settings, data, build_teacher(settings) if settings.needs_teacher else None, processes)
     if processes.main:
         versions = {"python": sys.version.split()[0], "torch": torch.__version__}
         config = {"settings": asdict(settings), "student": asdict(run.student.config), "classes": data.classes}

@@ -1,8 +1,8 @@
-"""Attention transfer: a teacher's attention moves to a student, and nothing else does.
+"""Attention transfer: a teacher's routing moves to a student, and nothing else does.
 
-On the reader's way this file comes after model.py. First stand the two methods of Li et al. (arXiv 2411.09702), each
-defined over whole maps, and `AttentionTransfer`, which trains with them: its `forward` is the method. Below are the
-same loss without a map, the variants that both papers study, the alignment of tokens, and the measures.
+Read this file after model.py. First stand the two methods of Li et al. (arXiv 2411.09702), each defined over whole
+maps, and `AttentionTransfer`, whose `forward` is the method. Below are the same loss without a map, the variants that
+both papers study (of which v and output are no routing: they are there to compare with), alignment, and measures.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,33 +20,34 @@ WHAT = ("map", "q", "k", "v", "output")  # and with what part of it
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
-    """Attention Copy: the student's v (B, H, N, d) is read with the teacher's map. `attend` computes the same."""
+    """Attention Copy: the student's v (B, H, N, d) is read with the teacher's map. In training, `attend` does it."""
     return attention_map(teacher) @ v  # (B, H, N, N) times (B, H, N, d)
 
 
 def cross_entropy(p: Tensor, log_s: Tensor) -> Tensor:
-    """Of rows with the teacher's shares p and the logarithm of the student's, both (..., N): (...), in nats."""
+    """The cross-entropy of each row, in nats: from the teacher's p and the student's log s, both (..., N), to (...)."""
     return -(p * log_s).sum(-1)  # over the tokens that one token looks at
 
 
-def distillation_loss(teacher: Routing, student: Routing, divergence: Callable = cross_entropy) -> Tensor:
+def distillation_loss(teacher: Routing, student: Routing, row_loss: Callable = cross_entropy) -> Tensor:
     """Attention Distillation: how far each row of the student's map is from the teacher's, a mean over all rows."""
     p = attention_map(teacher)  # (B, H, N, N)
     log_s = attention_logits(student).log_softmax(-1)  # the logarithm of the student's map
-    return divergence(p, log_s).mean()  # over images, heads and queries
+    return row_loss(p, log_s).mean()  # over images, heads and queries
 
 
 class AttentionTransfer(nn.Module):
     """A student that trains with a teacher's attention: images (B, 3, S, S) to (logits, transfer loss).
 
     Args:
-        student, teacher: of the same grid, depth, heads and width. The teacher is frozen and stays in eval mode.
-        method: "copy": the student reads with the teacher's maps, in training and after it, and there is no loss.
-            "distill": the loss compares the maps, block by block, and the teacher is needed in training alone.
-        blocks: the first so many, or a list of their numbers from 0; all unless told.
-        what: "map"; "q" or "k" alone; or, to distill, "v" or the "output" of attention.
+        student, teacher: `check_match` says what they must share. The teacher is frozen and stays in eval mode.
+        method: "copy": the student reads with the teacher's maps, in training and after it, and the loss is 0.
+            "distill": the loss compares the maps, a sum over blocks, and the teacher is needed in training alone.
+        blocks: how many of the first blocks, or a list of numbers from 0; all unless told.
+        what: "map"; "q" or "k" alone; or, to distill, "v" or the "output" of attention. Distilling anything but maps
+            is by mean squared error.
         loss: how to compare maps, one of `LOSSES`.
-        flash: True never builds a map for the loss, False always does, None does what is faster.
+        flash: True: the loss builds no map, where that can be (see `use_fused`); False: it does; None: the faster one.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class AttentionTransfer(nn.Module):
         super().__init__()
         check_variant(method, what, loss)
         self.student, self.teacher = student, teacher
-        self.method, self.what, self.divergence, self.flash = method, what, LOSSES[loss], flash
+        self.method, self.what, self.row_loss, self.flash = method, what, LOSSES[loss], flash
         self.blocks = choose_blocks(blocks, student.config.depth)
         if teacher is not None:
             check_match(teacher.config, student.config)
@@ -75,7 +76,8 @@ class AttentionTransfer(nn.Module):
         if self.method == "distill" and not self.training:
             return self.student(images), no_loss  # the teacher has done its work
 
-        # The teacher looks. In training both models leave out the same layers, see `ViT.draw_drops`.
+        # The teacher looks. In training it leaves out the layers that the student leaves out (stochastic depth): so
+        # the maps of both come from the same part of the network.
         drops = self.student.draw_drops(images)
         theirs = self.teacher_targets(images, drops)  # by block
 
@@ -93,8 +95,8 @@ class AttentionTransfer(nn.Module):
     def teacher_routings(self, images: Tensor, drops: Tensor | None = None) -> dict[int, Routing]:
         """Where the teacher looks, by block, among the tokens that the student has. It runs no further than needed."""
         routings = self.teacher.route(images, self.blocks[-1] + 1, drops)
-        theirs, ours = self.teacher.config, self.student.config
-        return {block: align(routings[block], theirs, ours) for block in self.blocks}
+        configs = self.teacher.config, self.student.config
+        return {block: align(routings[block], *configs) for block in self.blocks}
 
     def teacher_targets(self, images: Tensor, drops: Tensor | None) -> dict[int, Routing | Tensor]:
         """What the student copies or is compared with, by block: routings, or v or the output of attention."""
@@ -110,9 +112,9 @@ class AttentionTransfer(nn.Module):
         if self.what == "v":
             seen.append(Attended(None, teacher.blocks[last].values(x), None))
         else:
-            seen.append(teacher.blocks[last].attend(x, teacher.rope, teacher.shared_bias()))
-        theirs, ours = teacher.config, self.student.config
-        return {block: drop_registers(getattr(seen[block], self.what), -2, theirs, ours) for block in self.blocks}
+            seen.append(teacher.blocks[last].attended(x, teacher.rope, teacher.shared_bias()))
+        configs = teacher.config, self.student.config
+        return {block: drop_registers(getattr(seen[block], self.what), -2, *configs) for block in self.blocks}
 
     def reroutes(self, theirs: dict[int, Routing]) -> dict[int, Reroute]:
         """What each block of a copying student reads with: the teacher's routing, or its own with a part of that."""
@@ -120,20 +122,20 @@ class AttentionTransfer(nn.Module):
             return theirs
         return {block: partial(with_part, theirs=routing, what=self.what) for block, routing in theirs.items()}
 
-    def block_loss(self, theirs: Routing | Tensor, seen: Attended) -> Tensor:
+    def block_loss(self, target: Routing | Tensor, seen: Attended) -> Tensor:
         """The loss of one block, from what the teacher hands over and what the student's block did."""
         # In float32 even under autocast: bfloat16 has three digits, and the shares of a row are small.
         with torch.autocast(seen.v.device.type, enabled=False):
             if self.what == "map":
-                theirs, ours = in_float32(theirs), in_float32(seen.routing)
-                if needs_no_map(ours, self.divergence, self.flash):
+                theirs, ours = in_float32(target), in_float32(seen.routing)
+                if use_fused(ours, self.row_loss, self.flash):
                     return fused_cross_entropy(theirs, ours)
-                return distillation_loss(theirs, ours, self.divergence)
+                return distillation_loss(theirs, ours, self.row_loss)
             if self.what in ("q", "k"):
-                theirs, seen = getattr(theirs, self.what), getattr(seen.routing, self.what)
+                theirs, ours = getattr(target, self.what), getattr(seen.routing, self.what)
             else:
-                seen = getattr(seen, self.what)
-            return F.mse_loss(at_least_float32(seen), at_least_float32(theirs))
+                theirs, ours = target, getattr(seen, self.what)
+            return F.mse_loss(at_least_float32(ours), at_least_float32(theirs))
 
     # The teacher is no part of what is trained and saved.
 
@@ -165,23 +167,25 @@ def in_float32(routing: Routing) -> Routing:
 def fused_cross_entropy(teacher: Routing, student: Routing) -> Tensor:
     """`distillation_loss` with the cross-entropy, in value and gradient, but no (N, N) map is ever held.
 
-    Take one query, with the teacher's row p and the student's logits s_j = q.k_j / sqrt(d). Then
+    Take one query q, with the teacher's row p and the student's logits s_j = q.k_j / sqrt(d). As the p_j sum to 1,
 
-        cross-entropy = logsumexp(s) - sum_j p_j s_j = logsumexp(s) - q.(P_t K) / sqrt(d),
+        cross-entropy = logsumexp(s) - sum_j p_j s_j = logsumexp(s) - q.(p K) / sqrt(d),
 
-    where P_t K is the teacher's map times the student's keys: attention, which reads k in the place of v. The
-    derivative of logsumexp is the softmax, so the first term has the gradient of q.(P_s K) / sqrt(d) with the student's
-    map P_s held constant: attention again, and torch's operator for it hands out the logsumexp too.
+    where p K is attention: a row of the teacher's map, which reads the student's keys K in the place of v. torch's
+    attention hands out the logsumexp, too, but without a gradient. The derivative of logsumexp(s) is softmax(s), the
+    student's own row. So with respect to q and K the cross-entropy has the gradient of
+
+        q.(softmax(s) K - p K) / sqrt(d), with the q and K inside softmax(s) held constant: attention once more.
     """
-    q, k, _ = student  # no bias, for which fused attention has no gradient
+    q, k, _ = student  # which has no bias
     scale = q.shape[-1] ** -0.5  # 1 / sqrt(d)
-    read_by_teacher = attend(teacher, k)  # P_t K, (B, H, N, d)
-    # Detached, so that P_s is held constant.
+    read_by_teacher = attend(teacher, k)  # p K, (B, H, N, d)
+    # Detached, so that softmax(s) is held constant: only the k that is read has a gradient.
     read_by_student, logsumexp = attend_with_logsumexp(q.detach(), k.detach(), k)
     value = logsumexp.mean() - (q * read_by_teacher).sum(-1).mean() * scale
-    slope = (q * (read_by_student - read_by_teacher)).sum(-1).mean() * scale
-    # The value of one, the gradient of the other: the two slopes cancel, and only the first of them has a gradient.
-    return value.detach() + slope - slope.detach()
+    surrogate = (q * (read_by_student - read_by_teacher)).sum(-1).mean() * scale
+    # The value of the one, the gradient of the other: the bracket is 0, and has the surrogate's gradient.
+    return value.detach() + (surrogate - surrogate.detach())
 
 
 def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,17 +200,19 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
 FUSED_FROM = 400  # tokens, from which on the fused loss is the faster one on a CPU
 
 
-def needs_no_map(student: Routing, divergence: Callable, flash: bool | None) -> bool:
-    """Whether the loss is to be computed without a map: where it can be, and is faster or asked for by `flash`."""
+def use_fused(student: Routing, row_loss: Callable, flash: bool | None) -> bool:
+    """Whether the loss is computed without a map: where it can be, and is faster or asked for by `flash`."""
     device, tokens = student.q.device.type, student.q.shape[2]  # N
-    if divergence is not cross_entropy or student.bias is not None or device not in ("cpu", "cuda"):
+    # Fused attention gives a bias no gradient.
+    if row_loss is not cross_entropy or student.bias is not None or device not in ("cpu", "cuda"):
         return False
-    return (device == "cuda" or tokens >= FUSED_FROM) if flash is None else flash
+    is_faster = device == "cuda" or tokens >= FUSED_FROM
+    return is_faster if flash is None else flash
 
 
-# ---- Variants: other losses (arXiv 2605.07191 rules them out as the reason of failures), and parts of a routing ------
-#
-# Each takes rows as `cross_entropy` does: the teacher's shares p, the logarithm of the student's.
+# ---- Variants --------------------------------------------------------------------------------------------------------
+
+# Other losses, which take rows as `cross_entropy` does. arXiv 2605.07191 rules the loss out as the reason of failures.
 
 
 def kl(p: Tensor, log_s: Tensor) -> Tensor:
@@ -221,8 +227,9 @@ def mse(p: Tensor, log_s: Tensor) -> Tensor:
 
 def js(p: Tensor, log_s: Tensor) -> Tensor:
     """Jensen-Shannon divergence, from 0 to log 2: the mean of both rows' divergences from their mean."""
-    log_mean = ((p + log_s.exp()) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()  # no log of 0
-    return (kl(p, log_mean) + (log_s.exp() * (log_s - log_mean)).sum(-1)) / 2
+    s = log_s.exp()
+    log_mean = ((p + s) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()  # no log of 0
+    return (kl(p, log_mean) + (s * (log_s - log_mean)).sum(-1)) / 2
 
 
 def cosine(p: Tensor, log_s: Tensor) -> Tensor:
@@ -243,8 +250,8 @@ def with_part(own: Routing, theirs: Routing, what: str) -> Routing:
 
 def align(routing: Routing, teacher: ViTConfig, student: ViTConfig) -> Routing:
     """The teacher's routing among the tokens that the student has."""
-    # Registers that only the teacher has leave q and k before the softmax. So their share falls to the rest of a row,
-    # in proportion, and the row still sums to 1.
+    # Without the registers in k, before the softmax, their share of a row falls to the other tokens in proportion, and
+    # the row still sums to 1. Without them in q, the rows of the registers themselves are gone.
     q, k, bias = routing
     if bias is not None:
         bias = drop_registers(drop_registers(bias, -1, teacher, student), -2, teacher, student)
@@ -325,7 +332,8 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     theirs, ours = teacher.state_dict(), student.state_dict()  # by name
     names = sorted(name for name in theirs.keys() | ours.keys() if part_of(name) in chosen)
     for name in names:
-        left, right = (tuple(side[name].shape) if name in side else "none" for side in (theirs, ours))
+        left = tuple(theirs[name].shape) if name in theirs else "none"
+        right = tuple(ours[name].shape) if name in ours else "none"
         if left != right:
             raise UserError(
                 f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in the "
