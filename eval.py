@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -49,7 +49,9 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     if runs.read_result(folder) is None:
         raise UserError(f"{folder} is not finished; go on with: {config['command']}")
     if not path.is_file():
-        raise UserError(f"{folder} kept no moving average of its weights; leave --ema out, or train with --ema 0.9")
+        raise UserError(
+            f"{folder} kept no moving average of its weights; leave --ema out, or train it --fresh with --ema"
+        )
     student = ViT(ViTConfig(**config["student"]))  # native components included
     try:
         student.load_state_dict(load_file(path))
@@ -58,11 +60,13 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     return student.eval()
 
 
-def open_run(folder: str, args: Namespace) -> tuple[Settings, ViT]:
-    """The settings of a finished run and its student, on the device; --weights and --data-root replace the run's."""
+def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[Settings, ViT, ViT | None]:
+    """A run's settings, over which --weights and --data-root go; its student; its teacher, where it is needed."""
     student = load_student(folder, args.ema).to(args.device)
     given = {name: getattr(args, name) for name in ("weights", "data_root") if getattr(args, name)}
-    return replace(read_settings(folder), **given), student
+    settings = replace(read_settings(folder), **given)
+    needed = with_teacher or settings.method == "copy"
+    return settings, student, build_teacher(settings).to(args.device) if needed else None
 
 
 # ---- Accuracy, on the run's own validation images or on others -------------------------------------------------------
@@ -82,8 +86,7 @@ def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
     print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
     for folder in map(Path, args.runs):
-        settings, student = open_run(folder, args)
-        teacher = build_teacher(settings).to(args.device) if settings.method == "copy" else None
+        settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
@@ -127,7 +130,7 @@ def class_folder(name: str, root: str) -> Path:
             if place.is_dir():
                 return place
         raise UserError(f"{name} is not there; put its class folders into {places[0]}, or say where with --data-root")
-    folder = data.find_folder(name, root, [*data.DATASETS, *FOLDERS])
+    folder = data.find_folder(name, root, sorted({*data.DATASETS, *FOLDERS}))
     return folder / "val" if data.has_parts(folder) else folder
 
 
@@ -150,16 +153,9 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
     return list(map(attention_map, theirs.values())), [attention_map(attended.routing) for attended in seen]
 
 
-def open_both(args: Namespace) -> tuple[Settings, ViT, ViT]:
-    settings, student = open_run(args.run, args)
-    if settings.method == "copy":
-        print("a copy run: where it copies, the student's maps are the teacher's")
-    return settings, student, build_teacher(settings).to(args.device)
-
-
 def maps(args: Namespace) -> None:
     """Draws where one token looks, in every block and head of teacher and student."""
-    settings, student, teacher = open_both(args)
+    settings, student, teacher = open_run(args.run, args, with_teacher=True)
     config, normalisation = student.config, find(settings.teacher).normalisation
     patch = chosen_patch(args.patch, config)
     token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]  # its number
@@ -193,7 +189,7 @@ UNITS = {"entropy": "nats", "distance": "patches", "class token": "share", "regi
 
 def agreement(args: Namespace) -> None:
     """Prints, and draws with --figure, the measures of transfer.py by block, over the first 64 validation images."""
-    settings, student, teacher = open_both(args)
+    settings, student, teacher = open_run(args.run, args, with_teacher=True)
     dataset, found = build_data(settings).val, {}
     count = min(64, len(dataset))
     batches = data.loader(dataset, data.in_order(count, 8), 0, args.device)
@@ -280,14 +276,21 @@ def speed(args: Namespace) -> None:
     labels = torch.randint(config.num_classes, (batch,), device=device)
     print(f"{args.teacher} with random weights, {size} px, batch {batch}, distilling {blocks} blocks, on {device}")
 
-    times = {}  # seconds of each round
-    memory = {}
+    times, memory = {}, {}
     for _ in tqdm(range(12), desc="rounds", leave=False):
         for name, module in variants.items():
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
-            times.setdefault(name, []).append(step_seconds(module.train(), images, labels))
+            start = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
+                output = module.train()(images)
+            logits, transfer_loss = output if isinstance(output, tuple) else (output, 0.0)
+            (F.cross_entropy(logits.float(), labels) + 3 * transfer_loss).backward()
+            student.zero_grad()
             memory[name] = f"{peak_memory(device):.0f}" if on_cuda else "-"
+            if on_cuda:
+                torch.cuda.synchronize(device)  # a GPU works on after Python has gone on
+            times.setdefault(name, []).append(time.perf_counter() - start)
     lines = [["", "step, s", "ratio", "peak MB"]]
     for name, seconds in times.items():
         # The first round warms up.
@@ -296,19 +299,6 @@ def speed(args: Namespace) -> None:
         lines.append([name, *figures, memory[name]])
     print_aligned(lines)
     print("forward and backward pass, medians of 11 rounds; a ratio is the median of those within a round")
-
-
-def step_seconds(module: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """What the forward and the backward pass of a step take, in bfloat16 on CUDA."""
-    start, on_cuda = time.perf_counter(), images.is_cuda
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=on_cuda):
-        output = module(images)
-    logits, transfer_loss = output if isinstance(output, tuple) else (output, 0.0)
-    (F.cross_entropy(logits.float(), labels) + 3 * transfer_loss).backward()
-    module.zero_grad()
-    if on_cuda:
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - start
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
@@ -336,10 +326,10 @@ FLAGS = {
 # The sub-commands: each has its function's name, its docstring as help, and these arguments. A ! marks a needed one.
 ACTIONS = {
     accuracy: "runs --data --data-root --ema --weights --batch-size --workers --device",
-    table: "folder --csv --figure --device",
+    table: "folder --csv --figure",
     agreement: "run --figure --data-root --ema --weights --device",
     maps: "run --figure! --image --patch --data-root --ema --weights --device",
-    curves: "runs --figure! --device",
+    curves: "runs --figure!",
     speed: "teacher --img-size --blocks --batch-size --device",
 }
 
@@ -362,7 +352,7 @@ def main() -> None:
     if words and (Path(words[0]) / "config.json").is_file():
         raise UserError(f"say what to do with the run: python eval.py accuracy {shlex.join(words)}")
     args = parse_arguments(words)
-    args.processes = Processes(args.device)
+    args.processes = Processes(getattr(args, "device", "cpu"))
     args.device = args.processes.device
     try:
         args.action(args)

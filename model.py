@@ -451,10 +451,9 @@ class RelativePositionBias(nn.Module):
 class RoPE(nn.Module):
     """Rotary positions (Su et al., arXiv 2104.09864): turns pairs of features of a patch's q and k by angles.
 
-    The angle grows with the patch's row for half of the pairs and with its column for the other half. Pair i of d/4
-    turns by base^(-i / (d/4)) for each unit of place. EVA-02 (arXiv 2303.11331) measures places on the 16 x 16 grid of
-    its pretraining, and its pairs are neighbours. DINOv3 (arXiv 2508.10104) measures places from -1 to 1 in whole
-    turns, and pairs feature i with feature i + d/2.
+    Half of the pairs turn with the patch's row, half with its column, and pair i of d/4 by base^(-i / (d/4)) for each
+    unit of place. EVA-02 (arXiv 2303.11331) measures places on the 16 x 16 grid of its pretraining, and its pairs are
+    neighbours. DINOv3 (arXiv 2508.10104) measures from -1 to 1 in whole turns, and pairs feature i with i + d/2.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -503,8 +502,8 @@ def sincos_positions(config: ViTConfig) -> Tensor:
 # The config fields that make a model native, and what each of them is for.
 NATIVE_COMPONENTS = (
     # Each layer adds little at first and learns how much to add, so that deep models train. At an initial value of 1e-5
-    # the blocks of an untrained student add next to nothing: its tokens leave the last block almost as they entered,
-    # and all its blocks look at nearly the same tokens. Little of the gradient reaches v and the MLP until scales grow.
+    # the blocks of an untrained student add next to nothing: all look at nearly the same tokens, and little of the
+    # gradient reaches their v and MLP until the scales have grown.
     "layerscale",
     # Spare tokens for what belongs to the whole image. Without them large models keep it in some patches of background,
     # whose maps then show artefacts (Darcet et al., "Vision Transformers Need Registers", arXiv 2309.16588).
@@ -529,8 +528,7 @@ NATIVE_COMPONENTS = (
     # A bias b on k adds one number, q.b / sqrt(d), to all logits of a row, and softmax ignores it, unless qk-norm or
     # RoPE stand between. BEiT leaves it out, EVA-02 after it; DINOv3 has no bias on q and v either.
     "qkv_bias",
-    # Learned positions for the patches alone, since the other tokens have no place; or fixed waves, which need not be
-    # learned; or none, where relative positions do that work.
+    # Learned positions for the patches alone; or fixed waves; or none, where relative positions do that work.
     "pos_embed",
 )
 

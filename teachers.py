@@ -494,6 +494,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="TEACHER", help="whose weights to download and check")
     names = parser.parse_args().names
     for name in names:
+        find(name)  # a mistake is answered before a download
+    for name in names:
         load_teacher(name)
         print(f"{name}: complete, in {cache_path(name)}")
     if not names:

@@ -1318,7 +1318,8 @@ import resource, signal, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from support.errors import UserError
-from support.weights import replacing, save_state
+from support.runs import Checkpoint
+from support.weights import replacing
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 big = {"a": torch.zeros(100_000)}
@@ -1328,7 +1329,9 @@ def tensors():
 def text():
     with replacing(Path("file")) as part:
         part.write_text("a" * 100_000)
-for write in (lambda: save_state(big, Path("file")), tensors, text):
+class Part:
+    state_dict = lambda self: big
+for write in (lambda: Checkpoint(Path("."), {"part": Part()}).save_if_due(1, 0.0), tensors, text):
     try:
         write()
     except UserError as error:
@@ -1345,7 +1348,8 @@ def test_a_disk_that_fills_up_while_writing_is_told_in_one_line_by_every_way_of_
         env=os.environ | {"PYTHONPATH": str(Path(teachers.__file__).parent)},
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["cannot write file"] * 3
+    said = [line.split(":")[0] for line in ended.stdout.splitlines()]
+    assert said == ["cannot write checkpoint.pt", "cannot write file", "cannot write file"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1957,7 +1961,7 @@ def test_kill_9_and_ctrl_c_lose_nothing(nano):
 def test_a_checkpoint_is_written_while_that_takes_less_than_a_tenth_of_the_time(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("support.runs.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("support.runs.save_state", lambda state, path: (kept.append(state["epochs"]), advance(2)))
+    monkeypatch.setattr("support.runs.torch.save", lambda state, part: (kept.append(state["epochs"]), advance(2)))
     checkpoint, kept = runs.Checkpoint(tmp_path, {}), []
 
     def advance(seconds):
@@ -2528,7 +2532,7 @@ def damage(folder, name, text=None):
         (["maps", "RUN", "--figure", "CONFIG/m.png"], "cannot write"),
         (["maps", "RUN"], "required: --figure"),
         (["speed", "deit_nanu"], "deit_nano"),
-        (["speed", "deit_nano", "--blocks", "5"], "out of range"),
+        (["speed", "deit_nano", "--blocks", "5"], "no such blocks"),
         (["accuracy", "RUN", "--batch-size", "0"], "0 is not from 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -48,11 +48,9 @@ RECIPES = {
     "copy": PAPER | dict(epochs=100, lr=1e-3, beta2=0.999, warmup=0.05, layer_decay=0.75),
     "distill": PAPER | dict(epochs=200, lr=1e-4, beta2=0.95, weight_decay=0.3, drop_path=0.2, ema=0.9999),
 }
-INCIDENTAL = ("data_root", "device", "amp", "compile", "workers")  # may differ when a run goes on
+INCIDENTAL = ("data_root", "device", "amp", "compile", "workers", "accumulate")  # may differ when a run goes on
 VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
 
-MODES = ("baseline", "transfer", "finetune")  # without a teacher, with its attention, from its weights
-AMP = ("auto", "bf16", "fp16", "off")
 GRID = "what to run (several values make a grid)"
 ANY_DATA = f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, else imagenette)"
 COUNT, WHOLE, NUMBER = number_from(int, 1), number_from(int, 0), number_from(float, 0)
@@ -63,12 +61,13 @@ SHARE, BELOW_1 = number_from(float, 0, 1), number_from(float, 0, 0.999999)
 class Settings:
     """Everything that a run depends on. Each field is a flag of the command line, with its default and its help.
 
-    The defaults are a quick recipe for the desk. A value of None is filled in by `settle`, or is of no use here.
+    The defaults are a quick recipe for the desk. A None is filled in by `settle`, or means what its help says.
     """
 
     # What to run. Of these a command may give several values.
     teacher: str = flag("deit_nano", "python teachers.py lists them", nargs="+", metavar="ID", group=GRID)
-    mode: str | None = flag(None, "(baseline transfer)", choices=MODES, nargs="+")
+    # Without a teacher, with its attention, or from its weights.
+    mode: str | None = flag(None, "(baseline transfer)", choices=("baseline", "transfer", "finetune"), nargs="+")
     method: str | None = flag("distill", "of transfer", choices=METHODS, nargs="+")
     student: str = flag("standard", "standard, native, or a comma list of the teacher's components", nargs="+")
     data: str | None = flag(None, ANY_DATA, nargs="+")
@@ -108,9 +107,9 @@ class Settings:
     ema: float = flag(0.0, "decay of a moving average of the weights; 0 is off", BELOW_1)
     accumulate: int = flag(1, "cut each batch into so many pieces, to save memory", COUNT)
 
-    # Machine. These and the folder of the data may differ when a run goes on.
+    # Machine.
     device: str = flag("auto", "auto, cpu, cuda, cuda:1", group="machine")
-    amp: str = flag("auto", "auto: bf16 or else fp16 on CUDA, off elsewhere", choices=AMP)
+    amp: str = flag("auto", "auto: bf16 or else fp16 on CUDA, off elsewhere", choices=("auto", "bf16", "fp16", "off"))
     compile: bool = flag(False, "compile the student")
 
     @property
@@ -126,7 +125,7 @@ class Settings:
     @property
     def needs_teacher(self) -> bool:
         """Whether a run needs the teacher's weights: a baseline needs only its shape."""
-        return self.mode == "transfer" or self.parts is not None
+        return self.mode == "transfer" or bool(self.parts)
 
     @property
     def teacher_title(self) -> str:
@@ -219,7 +218,9 @@ def read_settings(folder: str | Path) -> Settings:
     try:
         return Settings(**runs.read_config(folder)["settings"])
     except TypeError as error:
-        raise UserError(f"{folder} is of another version of this project ({error}); choose another --out") from error
+        raise UserError(
+            f"{folder} is of another version of this project ({error}); move it, or train --fresh"
+        ) from error
 
 
 def result_of(folder: str | Path) -> Result | None:
@@ -291,10 +292,10 @@ class Training:
         if settings.compile:
             self.student.compile()  # in place: its parameters keep their names
         if processes.world > 1:
-            # Copying leaves the student's q and k without gradients. Buffers are constants, the same in all processes.
-            self.model = nn.parallel.DistributedDataParallel(
-                self.module, broadcast_buffers=False, find_unused_parameters=settings.method == "copy"
-            )
+            # Copying leaves the student's q and k without gradients.
+            copies = settings.method == "copy"
+            self.model = nn.parallel.DistributedDataParallel(self.module, find_unused_parameters=copies)
+            self.model.broadcast_buffers = False  # they are constants, the same in all processes
 
         self.peak = settings.lr * settings.batch_size / 256  # the highest learning rate
         groups = parameter_groups(self.student, self.peak, settings.weight_decay, settings.layer_decay)
@@ -317,7 +318,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
     """Trains a student to the end, from the last checkpoint if there is one; writes it, and returns the result."""
     settings, processes, device, data, steps = run.settings, run.processes, run.device, run.data, run.steps
     checkpoint = runs.Checkpoint(folder, run.parts)
-    first_epoch, seconds = checkpoint.resume(device)
+    first_epoch, seconds = checkpoint.resume()
     found = {}
     bar.update(steps // settings.epochs * first_epoch)
     for epoch in range(first_epoch, settings.epochs):
@@ -342,8 +343,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
                 logits, transfer_loss = output if isinstance(output, tuple) else (output, output.new_zeros(()))
                 loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.smoothing)
                 loss = loss + settings.weight * transfer_loss.float()
-                # Gradients of pieces add up, and processes average theirs: each image is to weigh the same, in a last,
-                # shorter batch too, of which some processes have an image more than others.
+                # Each image weighs the same, in a last, shorter batch too, of which some processes have one image more.
                 weight = len(x) * processes.world / len(whole_batch)
                 run.scaler.scale(loss * weight).backward()
                 meter.add(loss, transfer_loss, logits, y)
@@ -435,10 +435,10 @@ def main() -> None:
     folders = [Path(args.out) / run_name(settings) for settings in plan]  # one a run
     launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
     command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
+    if len(set(folders)) < len(plan):
+        raise UserError("two runs of this grid share a folder; use two commands and two --out")
     try:
         waiting = prepare(args, dict(zip(folders, plan, strict=True)), processes)
-        if len(set(folders)) < len(plan):
-            raise UserError("two runs of this grid share a folder; use two commands and two --out")
         for folder, settings in waiting.items():
             train_run(settings, folder, processes, command)
     except torch.OutOfMemoryError as error:
@@ -457,8 +457,10 @@ def main() -> None:
 
 def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -> dict[Path, Settings]:
     """The runs that are to be trained, by folder. Finds what would stop one of them before any is begun."""
-    if Path(args.out).is_file():
-        raise UserError(f"{args.out} is a file; choose another --out for the folders of the runs")
+    try:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {args.out}: {error.strerror}; choose another --out") from error
     waiting = {}
     for folder, settings in plan.items():
         if args.fresh:
@@ -467,8 +469,8 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
         result = runs.read_result(folder)
         if result is None:
             waiting[folder] = settings  # not begun, or stopped
-        else:
-            processes.say(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
+        elif processes.main:
+            print(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
     needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))  # fetched into the cache, or missed
@@ -493,16 +495,17 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)  # of the run before
     data = processes.first(partial(build_data, settings))  # it may have to be downloaded
-    images = f"{len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes"
-    processes.say(f"{folder.name}: {images}; {settings.epochs} epochs, recipe {settings.recipe}, on {processes.device}")
     run = Training(settings, data, build_teacher(settings) if settings.needs_teacher else None, processes)
     if processes.main:
+        images = f"{len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes"
+        print(f"{folder.name}: {images}; {settings.epochs} epochs, recipe {settings.recipe}, on {run.device}")
         versions = {"python": sys.version.split()[0], "torch": torch.__version__}
         config = {"settings": asdict(settings), "student": asdict(run.student.config), "classes": data.classes}
         runs.write_json(folder / "config.json", config | {"command": command, "versions": versions})
     with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
         result = train(run, folder, bar)
-    processes.say(f"{folder.name}: top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images")
+    if processes.main:
+        print(f"{folder.name}: top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Read this file after model.py. First stand the two methods of Li et al. (arXiv 2411.09702), each defined over whole
 maps, and `AttentionTransfer`, whose `forward` is the method. Below are the same loss without a map, the variants that
-both papers study (of which v and output are no routing: they are there to compare with), alignment, and measures.
+both papers study (of which v and output are no routing: they are there to compare with), alignment, parts of weights,
+and measures.
 """
 
 from collections.abc import Callable, Sequence
@@ -296,7 +297,7 @@ def choose_blocks(blocks: int | Sequence[int] | None, depth: int) -> list[int]:
         blocks = depth
     chosen = range(blocks) if isinstance(blocks, int) else sorted(set(blocks))  # each once
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
-        raise UserError(f"blocks {blocks} is out of range: there are {depth}, with numbers from 0 to {depth - 1}")
+        raise UserError(f"no such blocks: there are {depth}; choose a count of 1 to {depth}, or numbers from 0")
     return list(chosen)
 
 

@@ -1,11 +1,11 @@
 """The data: `matching`, torchvision's sets and folders of images, from files to batches.
 
-`load_data` gives the training images, the held-out images and the class names. `plan_epoch` says which images make up
-which batch, and `loader` reads them. Everything random follows from seeds that are handed over, so batches and
-augmentation are the same whatever the number of worker processes.
+`load_data` gives training images, held-out images and class names; `plan_epoch` says which images make up which batch,
+and `loader` reads them. All that is random follows from seeds that are handed over, whatever the number of workers.
 """
 
 import os
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Data(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Training or held-out images: (index, label) of each in a source, whose items are (PIL image, label)."""
+    """Training or held-out images: (index, label) of each in a source, whose items begin with an image."""
 
     source: Any
     items: list[tuple[int, int]]
@@ -265,9 +265,9 @@ def read_image(path: str | Path) -> Any:
             if damaged:
                 warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
             return image
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             if damaged:
-                raise UserError(f"cannot read {path} as an image; remove or replace it") from error
+                raise UserError(f"cannot read {path} as an image; replace it, or leave it out") from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -341,11 +341,7 @@ def augmented_view(
 
 
 class Images(Dataset):
-    """A part of a set as tensors.
-
-    An item is asked for by its index, which gives the plain view that evaluation uses, or by a pair (index, seed),
-    which gives the augmented view drawn from that seed.
-    """
+    """A part of a set as tensors: item i is what evaluation sees, item (i, seed) is augmented by that seed."""
 
     def __init__(self, part: Part, plain: Callable, augmented: Callable | None = None) -> None:
         self.part, self.plain, self.augmented = part, plain, augmented
@@ -371,8 +367,8 @@ class Images(Dataset):
 def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[list[tuple[int, int]]]:
     """The batches of one pass over `count` training images: pairs (index, seed of the augmentation).
 
-    The order and the seeds follow from (seed, epoch). The last batch is shorter where the division leaves a rest; it is
-    left out if it has fewer images than there are processes, `world`.
+    The order and the seeds follow from (seed, epoch). A last, shorter batch is left out if it has fewer images than
+    there are processes, `world`.
     """
     # torch's generator keeps 32 bits of its seed: fold (seed, epoch) into them.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)
@@ -381,7 +377,9 @@ def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 
     items = [(index, seeds[index]) for index in order]
     batches = [items[at : at + batch_size] for at in range(0, count, batch_size)]
     if len(batches[0]) < world:
-        raise UserError(f"{world} processes cannot share a batch of {len(batches[0])} images; raise --batch-size")
+        raise UserError(
+            f"{world} processes cannot share a batch of {len(batches[0])} images; raise --batch-size or --train-images"
+        )
     return batches if len(batches[-1]) >= world else batches[:-1]
 
 
@@ -398,5 +396,11 @@ def loader(dataset: Dataset, batches: list[list], workers: int, device: torch.de
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=leave_ctrl_c,
         generator=torch.Generator(),  # of its own: without it, each pass would advance torch's global one
     )
+
+
+def leave_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches a loader's workers too; they leave the answer to the main process, which ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -68,10 +68,9 @@ def paint(plan: Layout) -> Tensor:
 def matching(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (count, 3, 32, 32) float32 in [0, 1] and labels (count,) int64, an index into SHAPES.
 
-    A 4 x 4 grid of cells of 8 x 8 pixels. The first cell is filled with the colour of one of four
-    glyphs that lie in other cells; the label is that glyph's shape. Chance is 12.5 %; naming the
-    commonest of the four shapes, without a look at the cue, is right for 41 %. The same seed gives
-    the same images, and a smaller count the first of them.
+    A 4 x 4 grid of cells of 8 x 8 pixels. The first cell is filled with the colour of one of four glyphs that lie in
+    other cells; the label is that glyph's shape. Chance is 12.5 %; naming the commonest of the four shapes, without a
+    look at the cue, is right for 41 %. The same seed gives the same images, and a smaller count the first of them.
     """
     plan = layout(count, seed)
     # A stream of its own: noise from the layout's numbers would be correlated with the layout.

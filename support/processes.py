@@ -25,11 +25,7 @@ class Processes:
             torch.set_float32_matmul_precision("high")  # TF32
         if self.world > 1 and not dist.is_initialized():
             # Long enough for the first process to download a data set while the others wait.
-            dist.init_process_group(timeout=timedelta(hours=2))
-
-    def say(self, text: str) -> None:
-        if self.main:
-            print(text)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of the tensor over all processes; the tensor itself is left as it is."""

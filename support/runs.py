@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from support.errors import UserError
-from support.weights import replacing, save_state
+from support.weights import replacing
 
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
 
@@ -48,7 +48,9 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "log.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]  # an epoch each
-    except (OSError, ValueError) as error:
+        for line in lines:
+            line["epoch"], line["loss"], line["transfer_loss"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing or damaged; train the run again with --fresh") from error
     if not lines:
         raise UserError(f"{folder} has not finished an epoch; there is nothing to draw yet")
@@ -77,32 +79,37 @@ def clear(folder: Path) -> None:
 class Checkpoint:
     """The file from which a stopped run goes on: the state of each of `parts`, by name, which have a `state_dict`."""
 
-    # It is written at the end of an epoch, if writing takes less than a tenth of the time. Nothing else needs keeping:
-    # all that is random follows from the numbers of epoch and step.
+    # Nothing else needs keeping: all that is random follows from the numbers of epoch and step.
     def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
         self.path, self.parts = folder / "checkpoint.pt", parts
         self.written_at, self.writing = time.perf_counter(), 0.0  # when, and how long it took
 
     def save_if_due(self, epochs: int, seconds: float) -> None:
-        """Keeps the state after so many epochs, which took so many seconds."""
+        """Keeps the state after so many epochs, if writing takes less than a tenth of the time."""
         start = time.perf_counter()
         if start - self.written_at < 10 * self.writing:
             return
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        save_state({"epochs": epochs, "seconds": seconds, **states}, self.path)
+        with replacing(self.path) as part:
+            try:
+                torch.save({"epochs": epochs, "seconds": seconds, **states}, part)
+            except RuntimeError as error:  # its word for a full disk
+                raise OSError(str(error).splitlines()[0]) from error
         self.written_at = time.perf_counter()
         self.writing = self.written_at - start
 
-    def resume(self, device: torch.device) -> tuple[int, float]:
+    def resume(self) -> tuple[int, float]:
         """Takes up the state of the file, if there is one; returns the epochs done, and the seconds that they took."""
         if not self.path.is_file():
             return 0, 0.0
         try:
-            held = torch.load(self.path, map_location=device, weights_only=True)
+            held = torch.load(self.path, map_location="cpu", weights_only=True)
             for name, part in self.parts.items():
                 if held[name]:  # a scaler's state is empty where the run had none before
                     part.load_state_dict(held[name])
             return held["epochs"], held["seconds"]
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a damaged file makes torch say
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.path} cannot be read ({reason}); start over with --fresh") from error

@@ -29,8 +29,8 @@ Rows = dict[tuple[str, str], dict[str, list[float]]]
 COLUMNS = ["its top-1", "baseline", "copy", "distill", "native copy", "native distill", "native baseline"]
 ACCURACIES = ("its top-1", "baseline")  # columns that are no gains
 LEGEND = """
-Top-1 of the teacher itself, where its task is the student's, and of the baseline, in percent; then what was gained over
-the baseline of the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a failure."""
+Top-1 of the teacher, where its task is the student's, and of the baseline, in percent; then gains over the baseline of
+the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a failure."""
 
 
 def compare(results: list[Result]) -> dict[str, Rows]:
@@ -61,7 +61,7 @@ def rows_of(results: list[Result]) -> Rows:
             row["its top-1"] = [result.teacher_top1]
         if result.seed not in baselines:
             print(f"{result.title}, {result.column}, seed {result.seed}: top-1 {result.top1:.1f}, ", end="")
-            print("and no baseline of that seed to compare it with; train one with --mode baseline")
+            print("and no baseline of that seed here: --mode baseline trains one, `eval.py table` compares all")
         elif result.column != "baseline":
             row.setdefault(result.column, []).append(result.top1 - baselines[result.seed])
     return rows

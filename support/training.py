@@ -26,8 +26,8 @@ def cosine_schedule(step: int, steps: int, warmup: float) -> float:
 def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer_decay: float) -> list[dict]:
     """Parameters by weight decay and the highest learning rate that they reach, their `peak`.
 
-    Matrices decay; norms, biases, LayerScale, tokens and positions do not. With `layer_decay`, the learning rate
-    shrinks by that factor from the head to the last block, and from each block to the one before (ELECTRA, BEiT).
+    With `layer_decay`, the learning rate shrinks by that factor from the head to the last block, and from each block to
+    the one before (ELECTRA, BEiT).
     """
     groups = {}  # by learning rate and weight decay
     depth = student.config.depth
@@ -39,6 +39,7 @@ def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer
         if name.startswith(("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "rel_pos_bias")):
             layer = 0
         rate = peak * layer_decay ** (depth + 1 - layer)
+        # Matrices decay; norms, biases, LayerScale, tokens and positions do not.
         is_matrix = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "bias_table"))
         decay = weight_decay if is_matrix else 0.0
         group = groups.setdefault((rate, decay), dict(params=[], peak=rate, weight_decay=decay))
@@ -73,8 +74,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
 
-    The model, left in eval mode, makes logits of images, or a tuple that begins with them; with `classes`, these alone
-    are asked for. The processes share the images, each counted once, and add up what they find.
+    The model, left in eval mode, makes logits of images, or a tuple that begins with them; `classes` are those that are
+    asked for. The processes share the images, each counted once, and add up what they find.
     """
     start, device = time.perf_counter(), processes.device
     model.eval()  # no stochastic depth
@@ -111,6 +112,6 @@ class Meter:
         """The averages after that step. Raises a `UserError` if a loss was not finite."""
         loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
         if not math.isfinite(loss):
-            remedy = "start over with --fresh and a lower --lr, or go on from the last checkpoint with --amp off"
+            remedy = "start over with --fresh and a lower --lr, or, if AMP is on, go on with --amp off"
             raise UserError(f"the loss is not finite at step {step}; {remedy}")
         return {"loss": loss / images, "transfer_loss": transfer_loss / images, "top1": 100 * right / images}

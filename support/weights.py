@@ -4,6 +4,7 @@ import argparse
 import http.client
 import os
 import socket
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,15 +48,6 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {reason}; {remedy}") from error
 
 
-def save_state(state: dict, path: Path) -> None:
-    """Writes a checkpoint, which `torch.load(..., weights_only=True)` opens."""
-    with replacing(path) as part:
-        try:
-            torch.save(state, part)
-        except RuntimeError as error:  # where the disk is full; others say OSError
-            raise OSError(str(error).splitlines()[0]) from error
-
-
 def address(url: str) -> str:
     """The address, at the mirror of the hub that HF_ENDPOINT names if there is one."""
     return url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
@@ -69,6 +61,7 @@ def download(url: str, path: Path, otherwise: str) -> None:
     patience = socket.getdefaulttimeout()  # None: for ever
     socket.setdefaulttimeout(60)  # seconds without a byte; torch's download has no limit of its own
     try:
+        urllib.request.Request(url)  # a ValueError here, before torch.hub opens a file that it would leave behind
         torch.hub.download_url_to_file(url, str(path))
     except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: HF_ENDPOINT is no address
         reason = " ".join(str(getattr(error, "reason", error)).split())
@@ -91,7 +84,13 @@ def read_tensors(path: Path, container: str = "") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not there, or is no file")
     try:
-        held = load_file(path) if is_safetensors(path) else load_pickle(path)
+        if is_safetensors(path):
+            held = load_file(path)
+        else:  # an argparse.Namespace holds the settings of some authors' runs, and nothing that runs
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickles that are refused anyway
+                with open(path, "rb") as file:
+                    held = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} may not be read; change its permissions") from error
     except Exception as error:  # whatever a broken pickle makes its reader stumble over
@@ -103,11 +102,3 @@ def read_tensors(path: Path, container: str = "") -> dict[str, Any]:
     if not isinstance(held, dict):
         raise UserError(f"{path} holds no named tensors")
     return {str(name): value for name, value in held.items()}
-
-
-def load_pickle(path: Path) -> Any:
-    # An argparse.Namespace holds the settings of some authors' runs, and nothing that runs.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickles that are refused anyway
-        with open(path, "rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
