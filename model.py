@@ -90,7 +90,7 @@ class Routing(NamedTuple):
 def attention_logits(routing: Routing) -> Tensor:
     """q k^T / sqrt(d) + bias: (B, H, N, N)."""
     q, k, bias = routing
-    logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    logits = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # q is smaller than the logits: the division costs less
     return logits if bias is None else logits + bias
 
 
