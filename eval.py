@@ -147,7 +147,7 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
     reroutes = None
     if settings.method == "copy":
         model = build_model(settings, student, teacher)
-        reroutes = model.reroutes(model.teacher_routings(images))
+        reroutes = model.reroutes(model.teacher_targets(images))
     student(images, reroutes=reroutes, seen=seen)
     theirs = AttentionTransfer(student, teacher, "copy").teacher_routings(images)
     return list(map(attention_map, theirs.values())), [attention_map(attended.routing) for attended in seen]

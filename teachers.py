@@ -64,7 +64,7 @@ FAMILIES = {
     "augreg": Family("AugReg ViT", "Apache-2.0", HALF),
     "dino": Family("DINO", "Apache-2.0", finding="works"),
     "mocov3": Family("MoCo v3", "CC-BY-NC-4.0", container="state_dict", key_prefix="module.base_encoder."),
-    "mae": Family("MAE", "CC-BY-NC-4.0"),
+    "mae": Family("MAE", "CC-BY-NC-4.0", container="model"),
     "ibot": Family("iBOT", "Apache-2.0", unwanted=("head.*", "masked_embed"), container="state_dict"),
     "msn": Family("MSN", "CC-BY-NC-4.0", IMAGENET, ("fc.*", "pred.*"), "module.", "target_encoder"),
     "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),  # beside a text tower

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import shlex
 import shutil
@@ -42,7 +43,7 @@ import eval as evaluation
 import teachers
 import train
 from model import Routing, ViT, ViTConfig, attend, attention_map, native_components
-from support import arguments, data, errors, matching, runs, training, weights
+from support import arguments, data, errors, matching, randaugment, runs, training, weights
 from support.errors import UserError
 from support.processes import Processes
 from support.weights import cache_path, replacing
@@ -289,6 +290,88 @@ def test_views_are_cropped_above_64_px_and_whole_below(tmp_path):
     black = data.normalise(torch.zeros(3, 80, 80), MEAN, STD)
     assert torch.allclose(load(tmp_path, 80).val[0][0], black)
     assert load(tmp_path, 64).val[0][0][0, :, 0].min() > 2  # (1 - 0.5) / 0.2 is white
+
+
+def test_evaluation_sees_the_centre_224_of_256_pixels_and_all_of_the_shorter_side_above():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    for size, side in (224, 256), (256, 256), (384, 384):
+        wanted = picture.resize((side * 400 // 300, side), Image.Resampling.BICUBIC)
+        left, top = round((wanted.width - size) / 2), round((wanted.height - size) / 2)
+        wanted = wanted.crop((left, top, left + size, top + size))
+        seen = data.plain_view("imagenet", size, ((0, 0, 0), (1, 1, 1)))(picture)
+        assert torch.equal((255 * seen).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(wanted)))
+
+
+def textured(size=(90, 70)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(40, 216, (8, 8, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+FILL = (124, 116, 104)
+TIMM_OPERATIONS = dict(
+    zip(
+        randaugment.OPERATIONS,
+        (
+            "AutoContrast Equalize Invert PosterizeIncreasing SolarizeIncreasing SolarizeAdd Rotate ColorIncreasing "
+            "ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY TranslateXRel TranslateYRel"
+        ).split(),
+    )
+)
+
+
+@pytest.mark.parametrize("name", randaugment.OPERATIONS)
+def test_an_operation_of_randaugment_is_timms_to_the_bit_in_both_directions(name):
+    from timm.data import auto_augment
+
+    assert sorted(TIMM_OPERATIONS.values()) == sorted(auto_augment._RAND_INCREASING_TRANSFORMS)
+    picture, theirs = textured(), TIMM_OPERATIONS[name]
+    for strength in 0.3, 0.6, 0.9:
+        drawn = set()
+        for seed in range(12):
+            random.seed(seed)  # of the direction
+            level = auto_augment.LEVEL_TO_ARG[theirs]
+            arguments = level(10 * strength, {}) if level else ()
+            operation = auto_augment.NAME_TO_OP[theirs]
+            drawn.add(operation(picture, *arguments, resample=Image.BICUBIC, fillcolor=FILL).tobytes())
+        ours = {randaugment.operate(name, picture, sign * strength, list(FILL)).tobytes() for sign in (1, -1)}
+        assert ours == drawn and picture.tobytes() not in ours
+
+
+def test_randaugment_changes_images_as_much_as_timms(monkeypatch):
+    from timm.data import auto_augment
+
+    def changes(augment):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        changed = [np.abs(np.asarray(augment(picture), float) - picture).mean() for _ in range(3000)]
+        return np.mean(changed), np.std(changed) / 3000**0.5, np.mean(np.array(changed) == 0)
+
+    # Pillow refuses a posterise to 0 bits, which timm asks for at full strength.
+    posterize = auto_augment.ImageOps.posterize
+    monkeypatch.setattr(auto_augment.ImageOps, "posterize", lambda image, bits: posterize(image, max(1, bits)))
+    picture = textured()
+    options = dict(img_mean=FILL, interpolation=Image.BICUBIC)
+    theirs = changes(auto_augment.rand_augment_transform("rand-m9-mstd0.5-inc1", options))
+    ours = changes(randaugment.RandAugment(9, [share / 255 for share in FILL]))
+    assert abs(ours[0] - theirs[0]) < 4 * (ours[1] ** 2 + theirs[1] ** 2) ** 0.5
+    assert abs(ours[2] - theirs[2]) < 0.04 and 0.25 < ours[2] < 0.33
+
+
+def test_randaugment_and_erasing_follow_from_the_seed_of_the_image(tmp_path):
+    textured_folder(tmp_path)
+    loaded = load(tmp_path, 64, randaugment=9.0, erasing=1.0).train
+    assert loaded[0, 5][0].equal(loaded[0, 5][0]) and not loaded[0, 5][0].equal(loaded[0, 6][0])
+
+
+def test_erasing_fills_a_rectangle_of_at_most_a_third_with_noise():
+    view = data.augmented_view("imagenet", 96, ((0, 0, 0), (1, 1, 1)), erasing=1.0)
+    shares = []
+    for _ in range(100):
+        erased = view(Image.new("RGB", (96, 96), "black")) != 0
+        shares.append(erased.float().mean().item())
+    noise = view(Image.new("RGB", (96, 96), "black"))
+    noise = noise[noise != 0]
+    assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2  # N(0, 1)
+    assert 0.015 < min(shares) < 0.05 and 0.28 < max(shares) < 0.345
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1"])
@@ -735,7 +818,9 @@ def publish(name: str, theirs: torch.nn.Module, folder) -> str:
         tensors["blocks.0.attn.relative_position_index"] = torch.arange(9).view(3, 3)
     elif family == "eva02":
         tensors["rope.pos_embed"] = extra
-    container = {"mocov3": "state_dict", "ibot": "state_dict", "msn": "target_encoder", "beitv2": "model"}.get(family)
+    container = dict(mocov3="state_dict", ibot="state_dict", msn="target_encoder", beitv2="model", mae="model").get(
+        family
+    )
     if container:
         path = folder / f"{name}.pth.tar"
         torch.save({container: tensors, "epoch": 300}, path)
@@ -1647,6 +1732,23 @@ def test_registers_that_only_the_teacher_has_leave_their_share_to_the_rest_of_th
     )
 
 
+@pytest.mark.parametrize("name", ["deit_nano", "dinov2_reg_nano"])
+def test_copying_v_reads_the_teachers_v_with_the_students_own_map(name):
+    student, teacher, theirs = vit(name, 0, "standard"), vit(name, 1, "teacher"), []
+    teacher.forward_features(pictures(), seen=theirs)
+    v, R, seen = theirs[1].v, teacher.config.registers, []
+    v = torch.cat((v[:, :, :1], v[:, :, 1 + R :]), dim=2)
+    module = AttentionTransfer(student, teacher, "copy", blocks=[1], what="v")
+    logits, _ = module(pictures())
+    student(pictures(), reroutes=module.reroutes(module.teacher_targets(pictures())), seen=seen)
+    own = student.route(pictures(), 2)[1]
+    read = (attention_map(own) @ v).transpose(1, 2).flatten(2)
+    assert torch.allclose(seen[1].output, student.blocks[1].attn.proj(read), atol=1e-5)
+    logits.sum().backward()  # q and k learn; v of that block does not
+    q, k, ours = student.blocks[1].attn.qkv.weight.grad.chunk(3)
+    assert q.abs().max() > 0 and k.abs().max() > 0 and ours.abs().max() == 0
+
+
 @pytest.mark.parametrize("what", ["q", "k"])
 def test_copying_q_or_k_mixes_the_teachers_with_the_students_other(what):
     student, teacher = vit("deit_nano"), vit("deit_nano", 1, "teacher")
@@ -1738,7 +1840,7 @@ def test_a_student_with_everything_of_the_teacher_computes_its_tokens():
         ({}, {}, dict(method="coppy"), "did you mean copy"),
         ({}, {}, dict(what="maps"), "did you mean map"),
         ({}, {}, dict(loss="cross-entropy"), "did you mean cross_entropy"),
-        ({}, {}, dict(method="copy", what="v"), "distilled, not copied"),
+        ({}, {}, dict(method="copy", what="output"), "distilled, not copied"),
         ({}, {}, dict(what="q", loss="kl"), "leave out loss"),
         ({}, {}, dict(blocks=5), "there are 4"),
     ],
@@ -2133,7 +2235,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
     student = vit("beitv2_nano")
-    groups = training.parameter_groups(student, 1.0, 0.1, 0.5)
+    groups = training.parameter_groups(student, 1.0, 0.1, 0.5, from_head=True)  # as MAE fine-tunes
     of = {id(parameter): group for group in groups for parameter in group["params"]}
     assert len(of) == len(list(student.parameters()))
     for name, parameter in student.named_parameters():
@@ -2146,11 +2248,125 @@ def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
     assert of[id(student.head.weight)]["peak"] == 1
 
 
-def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
-    args = train.parse_arguments(["--teacher", "deit_s", "--recipe", "distill", "--lr", "1e-3", "--data", "cifar10"])
-    settings = train.plan_runs(args)[1]
-    assert settings.beta2 == 0.95 and settings.drop_path == 0.2 and settings.ema == 0.9999
-    assert settings.lr == 1e-3 and settings.epochs == 200 and settings.warmup == 0.1  # 20 of 200 epochs
+def test_in_transfer_the_last_block_has_the_whole_learning_rate_and_the_embeddings_one_factor_a_block():
+    student = vit("deit_nano")  # 4 blocks
+    groups = training.parameter_groups(student, 1.0, 0.1, 0.75)
+    of = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    assert of[id(student.head.weight)] == of[id(student.norm.weight)] == 1
+    assert [of[id(block.mlp.fc1.bias)] for block in student.blocks] == [0.75**3, 0.75**2, 0.75, 1]
+    assert of[id(student.cls_token)] == of[id(student.patch_embed.proj.weight)] == 0.75**4
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine_to_its_floor():
+    rates = [training.cosine_schedule(step, 11, 3, 0.2) for step in range(11)]
+    assert rates[:3] == [0.25, 0.5, 0.75] and rates[3] == 1  # a quarter more each step
+    assert math.isclose(rates[7], 0.2 + 0.8 / 2)  # the middle of the fall
+    assert math.isclose(rates[9], 0.2 + 0.8 * (1 + math.cos(math.pi * 6 / 8)) / 2)
+    assert math.isclose(training.cosine_schedule(11, 11, 3, 0.2), 0.2)
+    assert math.isclose(training.cosine_schedule(9, 11, 3), (1 - 0.5**0.5) / 2)  # without a floor
+
+
+def planned(*words) -> list:
+    return train.plan_runs(train.parse_arguments(list(map(str, words))))
+
+
+PUBLISHED = dict(batch_size=2048, mixup=0.8, cutmix=1, erasing=0.25, randaugment=9, smoothing=0.1, clip=0, ema=0.9999)
+AS_DISTILL = dict(epochs=200, lr=1e-4, lr_floor=0.00125, beta2=0.95, weight_decay=0.3, warmup=20, drop_path=0.2)
+AS_COPY = dict(epochs=100, lr=1e-3, lr_floor=0.25, beta2=0.999, weight_decay=0.05, warmup=5, layer_decay=0.75)
+AS_MAE = dict(batch_size=1024, weight_decay=0.05, warmup=5, beta2=0.999, ema=0, randaugment=9, mixup=0.8, erasing=0.25)
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ("--teacher mae_l --mode transfer", PUBLISHED | AS_DISTILL | dict(blocks="18", layer_decay=1)),
+        ("--teacher mae_l --mode transfer --method copy", PUBLISHED | AS_COPY | dict(blocks=None, drop_path=0)),
+        ("--teacher deit_s --mode baseline", PUBLISHED | AS_DISTILL | dict(blocks=None, method=None)),
+        ("--teacher mae_l --mode finetune", AS_MAE | dict(epochs=50, lr=1e-3, layer_decay=0.75, drop_path=0.2)),
+        ("--teacher mae_b --mode finetune", AS_MAE | dict(epochs=100, lr=5e-4, layer_decay=0.65, drop_path=0.1)),
+        ("--teacher deit_ti --mode finetune --lr 1e-3", AS_MAE | dict(epochs=100, lr=1e-3, layer_decay=0.65)),
+        ("--teacher deit_s --mode transfer --epochs 30", PUBLISHED | AS_DISTILL | dict(epochs=30, blocks="9")),
+    ],
+)
+def test_the_published_recipe_is_that_of_what_is_run_and_a_flag_overrides_it(words, wanted):
+    (settings,) = planned("--recipe", "paper", "--data", "cifar10", *words.split())
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+    (at_the_desk,) = planned("--data", "cifar10", *words.split())
+    assert at_the_desk.mixup == at_the_desk.ema == at_the_desk.lr_floor == 0 and at_the_desk.batch_size == 128
+    assert train.run_name(settings) == train.run_name(at_the_desk)  # what a recipe or the method resolves is no variant
+
+
+def test_fine_tuning_ends_at_maes_smallest_learning_rate():
+    for teacher in "mae_b", "mae_l":
+        (settings,) = planned("--recipe", "paper", "--mode", "finetune", "--teacher", teacher, "--data", "cifar10")
+        assert math.isclose(settings.lr * settings.batch_size / 256 * settings.lr_floor, 1e-6)
+
+
+def test_blocks_that_were_asked_for_are_named_and_the_usual_ones_are_not():
+    asked = planned("--teacher", "deit_s", "--data", "cifar10", "--mode", "transfer", "--blocks", "6")[0]
+    assert train.variant(asked) == ["blocks=6"]
+    usual = planned("--teacher", "deit_s", "--data", "cifar10", "--mode", "transfer", "--blocks", "9")[0]
+    assert (
+        train.variant(usual) == [] and usual == planned(*"--teacher deit_s --data cifar10 --mode transfer".split())[0]
+    )
+    assert planned("--mode", "transfer")[0].blocks is None  # of a nano teacher all
+
+
+def test_the_desks_warm_up_is_a_tenth_of_the_epochs():
+    assert [run.warmup for run in planned("--epochs", 30)] == [3, 3] and planned("--warmup", 4)[0].warmup == 4
+
+
+def test_published_recipes_are_compared_with_each_other_and_not_with_others():
+    plan = planned(*"--recipe paper --teacher deit_s --data cifar10 --method copy distill".split())
+    assert len({train.conditions_of(settings) for settings in plan}) == 1 and len(plan) == 3
+    other = planned(*"--recipe paper --teacher deit_s --data cifar10 --mode baseline --epochs 100".split())[0]
+    assert train.conditions_of(other) != train.conditions_of(plan[0])
+
+
+def test_every_32_images_are_mixed_by_a_draw_of_their_own():
+    torch.manual_seed(0)
+    images, labels = torch.arange(80.0).view(80, 1, 1, 1).expand(80, 3, 8, 8), torch.arange(80)
+    mixed, targets = training.mixing(0.8, 0.0, 80)(images, labels)
+    shares = targets.gather(1, labels[:, None]).squeeze(1)  # how much of each image is left
+    assert mixed.shape == images.shape and torch.allclose(targets.sum(1), torch.ones(80))
+    assert [len(set(part.tolist())) for part in shares.split(32)] == [1, 1, 1] and len(set(shares.tolist())) == 3
+    for start, stop in (0, 32), (32, 64), (64, 80):  # mixed with none of another part
+        assert targets[start:stop, :start].sum() == targets[start:stop, stop:].sum() == 0
+
+
+@pytest.mark.parametrize("name", ["deit_ti", "mae_b"])
+def test_students_at_real_size_start_as_in_the_papers_code(name):
+    torch.manual_seed(0)
+    student = ViT(replace(student_config(name, num_classes=1000), depth=1))
+    for module in student.modules():
+        if isinstance(module, torch.nn.Linear):
+            assert abs(module.weight.std() / 0.02 - 1) < 0.02 and module.bias.abs().max() == 0
+    convolution = student.patch_embed.proj  # torch's own: uniform between these bounds
+    bound = (3 * 16 * 16) ** -0.5
+    for values in convolution.weight, convolution.bias:
+        assert 0.9 * bound < values.abs().max() <= bound
+
+
+def test_nano_students_start_with_deviations_that_follow_from_the_fan_in():
+    student = ViT(student_config("deit_nano", num_classes=8))
+    assert abs(student.blocks[0].mlp.fc2.weight.std() / (0.7 / 256**0.5) - 1) < 0.05
+    assert abs(student.patch_embed.proj.weight.std() / (0.7 / 192**0.5) - 1) < 0.05
+
+
+def test_the_head_of_a_fine_tuned_student_says_next_to_nothing_at_first():
+    settings = planned("--mode", "finetune")[0]
+    head = train.build_student(settings, 8, vit("deit_nano", 1, "teacher")).head
+    assert 1e-5 < head.weight.std() < 3e-5 and head.bias.abs().max() == 0
+
+
+def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nano, monkeypatch, capsys, small_matching):
+    printed = inside(monkeypatch, capsys, "--ema", 0.5, *QUICK)
+    results = [json.loads(path.read_text()) for path in sorted(Path("runs").rglob("result.json"))]
+    baseline, distilled = (result["ema_top1"] for result in results)
+    for result in results:
+        assert f"top-1 {result['top1']:.1f} (moving average of the weights: {result['ema_top1']:.1f})" in printed
+    assert cells_of(printed)[-1][3:] == [f"{baseline:.1f}", f"{distilled - baseline:+.1f}"] or "**" in printed
+    assert "ema 0.5" in printed and "its accuracy is the average's" in printed
 
 
 @pytest.mark.parametrize(
@@ -2180,7 +2396,9 @@ def test_the_papers_recipes_are_in_force_and_a_flag_overrides():
         (["--train-images", "-3"], "-3 is not from 1"),
         (["--data", "a/same", "b/same"], "share a folder"),
         (["--epoch", "3"], "unrecognized arguments"),
-        (["--method", "copy", "--what", "v"], "distilled, not copied"),
+        (["--method", "copy", "--what", "output"], "distilled, not copied"),
+        (["--recipe", "paper", "--epochs", "20"], "a warm-up of 20 epochs leaves none of 20"),
+        (["--recipe", "copy"], "choose from 'desk', 'paper'"),
         (["--what", "q", "--loss", "kl"], "leave out loss"),
         (["--device", "meta"], "device 'meta' is not there"),
         (["--seed", str(2**64)], "from 0 to 4294967295"),

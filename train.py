@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,20 +42,33 @@ from support.weights import replacing
 from teachers import FAMILIES, TEACHERS, find, load_teacher, shape_of, student_config
 from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from
 
-# The recipes of Li et al. (arXiv 2411.09702) for the two methods, where they are not the desk's.
-PAPER = dict(batch_size=2048, clip=0.0, mixup=0.8, cutmix=1.0, erasing=0.25, smoothing=0.1)
+# The recipes of Li et al. (arXiv 2411.09702), as in their public code, where they are not the desk's. Fine-tuning is
+# MAE's (arXiv 2111.06377), for ViT-B and ViT-L.
+PAPER = dict(clip=0.0, mixup=0.8, cutmix=1.0, erasing=0.25, randaugment=9.0, smoothing=0.1)
+TRANSFER = PAPER | dict(batch_size=2048, ema=0.9999)
+COPY = dict(epochs=100, lr=1e-3, lr_floor=0.25, beta2=0.999, warmup=5.0, layer_decay=0.75)
+DISTILL = dict(epochs=200, lr=1e-4, lr_floor=0.00125, beta2=0.95, warmup=20.0, weight_decay=0.3, drop_path=0.2)
+FINETUNE = PAPER | dict(batch_size=1024, beta2=0.999, warmup=5.0)
 RECIPES = {
-    "desk": {},  # the defaults of `Settings`
-    "copy": PAPER | dict(epochs=100, lr=1e-3, beta2=0.999, warmup=0.05, layer_decay=0.75),
-    "distill": PAPER | dict(epochs=200, lr=1e-4, beta2=0.95, weight_decay=0.3, drop_path=0.2, ema=0.9999),
+    "copy": TRANSFER | COPY,
+    "distill": TRANSFER | DISTILL,
+    "baseline": TRANSFER | DISTILL,  # distillation without the teacher
+    "finetune": FINETUNE | dict(epochs=100, lr=5e-4, lr_floor=0.0005, layer_decay=0.65, drop_path=0.1),
+    "finetune L": FINETUNE | dict(epochs=50, lr=1e-3, lr_floor=0.00025, layer_decay=0.75, drop_path=0.2),
 }
 INCIDENTAL = ("data_root", "device", "amp", "compile", "workers", "accumulate")  # may differ when a run goes on
 VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
+
+SEVERAL = ("teacher", "seed", "data", "mode", "student", "method")  # may have several values, in the order of the runs
 
 GRID = "what to run (several values make a grid)"
 ANY_DATA = f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, else imagenette)"
 COUNT, WHOLE, NUMBER = number_from(int, 1), number_from(int, 0), number_from(float, 0)
 SHARE, BELOW_1 = number_from(float, 0, 1), number_from(float, 0, 0.999999)
+RECIPE_HELP = (
+    "paper: as published for copy, distill (the baseline's too) and finetune (MAE's: L's, or B's for all others)"
+)
+BLOCKS_HELP = "a count of the first ones, 3-8, or 0,4,8 (all; to distill from real teachers three quarters)"
 
 
 @dataclass(frozen=True)
@@ -74,9 +88,9 @@ class Settings:
     seed: int = flag(0, "of the student and of all that is random", number_from(int, 0, 2**32 - 1), nargs="+")
 
     # Attention transfer.
-    blocks: str | None = flag(None, "a count of the first ones, a range 3-8, or a list 0,4,8 (all)", group="transfer")
+    blocks: str | None = flag(None, BLOCKS_HELP, group="transfer")
     weight: float = flag(3.0, "of the transfer loss", NUMBER)
-    what: str | None = flag("map", "v and output to distill only", choices=WHAT)
+    what: str | None = flag("map", "output to distill only", choices=WHAT)
     loss: str | None = flag("cross_entropy", "between maps", choices=LOSSES)
     weights: str | None = flag(None, "the teacher's file; 'random' for an untrained one, as a control", metavar="PATH")
     init: str | None = flag(None, "parts of the teacher's weights: attention, mlp, norms, embeddings, all")
@@ -87,16 +101,17 @@ class Settings:
     img_size: int | None = flag(None, "in pixels (the teacher's; 224 for DINOv2)", COUNT)
     workers: int | None = flag(None, "processes that decode images (one a core; none for matching)", WHOLE)
     augment: bool = flag(True, "random crops and flips")
-    randaugment: int = flag(0, "magnitude of RandAugment; 0 is off", number_from(int, 0, 30))  # arXiv 1909.13719
+    randaugment: float = flag(0.0, "magnitude of RandAugment; 0 is off", number_from(float, 0, 10))  # arXiv 1909.13719
 
     # Recipe.
-    recipe: str = flag("desk", "defaults for what follows", choices=RECIPES, group="recipe")
+    recipe: str = flag("desk", RECIPE_HELP, choices=("desk", "paper"), group="recipe")
     epochs: int = flag(50, "passes over the training images", COUNT)
     batch_size: int = flag(128, "images a step, over all processes", COUNT)
     lr: float | None = flag(None, "learning rate for a batch of 256, scaled to the one in use (0.006; 0.0005)", NUMBER)
+    lr_floor: float = flag(0.0, "the share of the learning rate that is left at the end", SHARE)
     beta2: float = flag(0.98, "of AdamW", BELOW_1)  # beta1 is 0.9
     weight_decay: float = flag(0.05, "of matrices", NUMBER)
-    warmup: float = flag(0.1, "share of the steps in which the learning rate rises", SHARE)
+    warmup: float | None = flag(None, "epochs in which the learning rate rises (a tenth of all)", NUMBER)
     clip: float = flag(1.0, "largest norm of the gradient; 0 is off", NUMBER)
     layer_decay: float = flag(1.0, "of the learning rate from a block to the one before", number_from(float, 1e-3, 1))
     drop_path: float = flag(0.0, "rate of stochastic depth", BELOW_1)  # arXiv 1603.09382
@@ -138,25 +153,42 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     add_flags(parser, Settings)
     parser.add_argument("--out", default="runs", metavar="DIR", help="where the folders of the runs are (runs)")
     parser.add_argument("--fresh", action="store_true", help="start over where a run is on disk")
-    # A recipe changes the defaults of other flags, so the words are read again when it is known.
-    parser.set_defaults(**RECIPES[parser.parse_args(words).recipe])
     return parser.parse_args(words)
 
 
 def plan_runs(args: Namespace) -> list[Settings]:
     """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
-    if args.weights not in (None, "random") and len(set(args.teacher)) > 1:
+    typed = vars(args).copy()  # the flags that were given
+    del typed["out"], typed["fresh"]  # they do not belong to one run
+    several = {name: typed.pop(name, [getattr(Settings, name)]) for name in SEVERAL}
+    if several["mode"] == [None]:
+        several["mode"] = ["baseline", "transfer"]
+    if typed.get("weights", "random") != "random" and len(set(several["teacher"])) > 1:
         raise UserError("--weights is the file of one teacher, not of several; give one --teacher")
-    flags = vars(args) | dict(mode=args.mode or ["baseline", "transfer"], data=args.data or [None])
-    del flags["out"], flags["fresh"]  # they do not belong to one run
-    several = ("teacher", "seed", "data", "mode", "student", "method")
     plan = []  # in the order in which they are trained
-    for values in itertools.product(*map(flags.get, several)):
-        one_of_each = dict(zip(several, values, strict=True))
-        settings = settle(Settings(**flags | one_of_each))
+    for values in itertools.product(*several.values()):
+        asked = Settings(**typed, **dict(zip(SEVERAL, values, strict=True)))
+        # The recipe depends on what is run. A flag that was given comes before it.
+        settings = settle(replace(asked, **recipe_of(asked) | typed))
         if settings not in plan:  # a baseline has no method, and is the same for all
             plan.append(settings)
     return plan
+
+
+def recipe_of(settings: Settings) -> dict:
+    """The published recipe for what is run, or nothing at the desk, whose recipe is the defaults of `Settings`."""
+    if settings.recipe == "desk":
+        return {}
+    if settings.mode == "finetune" and find(settings.teacher).config.depth == 24:
+        return RECIPES["finetune L"]
+    return RECIPES[settings.method if settings.mode == "transfer" else settings.mode]
+
+
+def usual_blocks(settings: Settings) -> str | None:
+    """The blocks of a transfer unless told: three quarters of a real teacher's to distill, else all, which is None."""
+    teacher = find(settings.teacher)
+    distills_real = settings.mode == "transfer" and settings.method == "distill" and teacher.url
+    return str(teacher.config.depth * 3 // 4) if distills_real else None
 
 
 def settle(settings: Settings) -> Settings:
@@ -172,13 +204,17 @@ def settle(settings: Settings) -> Settings:
         "img_size": settings.img_size or teacher.img_size,
         "workers": workers if settings.workers is None else settings.workers,
         "lr": (5e-4 if teacher.url else 6e-3) if settings.lr is None else settings.lr,
+        "warmup": settings.epochs / 10 if settings.warmup is None else settings.warmup,
+        "blocks": settings.blocks or usual_blocks(settings),
     }
+    if changes["warmup"] >= settings.epochs:
+        raise UserError(f"a warm-up of {settings.warmup:g} epochs leaves none of {settings.epochs}; lower --warmup")
     # What the run does not use goes back to its default, so that it is in no name.
     unused_by = {"transfer": [], "baseline": ["blocks", "weight", "what", "loss"], "finetune": [*VARIANTS]}
     unused = ["weight", "loss"] if changes["method"] == "copy" else unused_by[settings.mode]
     if not settings.needs_teacher:
         unused.append("weights")
-    settings = replace(settings, **changes, **{name: getattr(Settings, name) for name in unused})
+    settings = replace(settings, **changes | {name: getattr(Settings, name) for name in unused})
 
     # A trial with models that have shapes and no memory.
     student = shape_of(student_config(settings.teacher, settings.student, 2, settings.img_size))
@@ -193,16 +229,29 @@ def settle(settings: Settings) -> Settings:
 
 # What two runs must share to be compared: the data, and all of the recipe that a baseline has too.
 CONDITIONS = (
-    "data train_images img_size epochs batch_size lr beta2 weight_decay warmup clip layer_decay drop_path mixup cutmix "
-    "erasing smoothing augment randaugment"
+    "data train_images img_size epochs batch_size lr lr_floor beta2 weight_decay warmup clip layer_decay drop_path "
+    "mixup cutmix erasing smoothing ema augment randaugment"
 ).split()
+
+
+def conditions_of(settings: Settings) -> tuple[tuple[str, Any], ...]:
+    """(name, value) of what a run must share with others. Published recipes go together, though each has its own."""
+    recipe, conditions = recipe_of(settings), []
+    for name in CONDITIONS:
+        value = getattr(settings, name)
+        is_published = recipe and value == recipe.get(name, getattr(Settings, name))
+        conditions.append((name, "as published" if is_published else value))
+    return tuple(conditions)
 
 
 def variant(settings: Settings) -> list[str]:
     """The settings of a run's method that are not the usual ones, as name=value."""
-    return [
-        f"{name}={getattr(settings, name)}" for name in VARIANTS if getattr(settings, name) != getattr(Settings, name)
-    ]
+    words = []
+    for name in VARIANTS:
+        usual = usual_blocks(settings) if name == "blocks" else getattr(Settings, name)
+        if getattr(settings, name) != usual:
+            words.append(f"{name}={getattr(settings, name)}")
+    return words
 
 
 def run_name(settings: Settings) -> str:
@@ -235,10 +284,10 @@ def result_of(folder: str | Path) -> Result | None:
         family=FAMILIES[family].title,
         teacher=settings.teacher,
         title=settings.teacher_title,
-        conditions=tuple((name, getattr(settings, name)) for name in CONDITIONS),
+        conditions=conditions_of(settings),
         column=" ".join(words).removeprefix("standard "),
         seed=settings.seed,
-        top1=result["top1"],
+        top1=result.get("ema_top1", result["top1"]),
         teacher_top1=result.get("teacher_top1"),
     )
 
@@ -274,6 +323,8 @@ def build_student(settings: Settings, classes: int, teacher: ViT | None) -> ViT:
     student = ViT(replace(config, drop_path=settings.drop_path))  # of the student; the teacher leaves out the same
     if settings.parts:
         init_from(student, teacher, settings.parts)
+    if settings.mode == "finetune":  # the new head says next to nothing at first, as in MAE's code
+        nn.init.normal_(student.head.weight, std=2e-5)
     return student
 
 
@@ -298,7 +349,8 @@ class Training:
             self.model.broadcast_buffers = False  # they are constants, the same in all processes
 
         self.peak = settings.lr * settings.batch_size / 256  # the highest learning rate
-        groups = parameter_groups(self.student, self.peak, settings.weight_decay, settings.layer_decay)
+        from_head = settings.mode == "finetune"
+        groups = parameter_groups(self.student, self.peak, settings.weight_decay, settings.layer_decay, from_head)
         self.optimiser = torch.optim.AdamW(groups, self.peak, betas=(0.9, settings.beta2), fused=True)
         dtype = autocast_type(settings.amp, self.device)
         self.autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype is not None)
@@ -329,7 +381,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         batches = loader(data.train, own, settings.workers, device)  # which are augmented by the plan's seeds
         for step, (whole_batch, (images, labels)) in enumerate(zip(plan, batches, strict=True), epoch * len(plan)):
             seed_step(settings.seed, step, processes.rank)
-            factor = cosine_schedule(step, steps, settings.warmup * steps)
+            factor = cosine_schedule(step, steps, settings.warmup * len(plan), settings.lr_floor)
             for group in run.optimiser.param_groups:
                 group["lr"] = group["peak"] * factor
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -430,8 +482,8 @@ def finish(run: Training, folder: Path, found: dict[str, float], seconds: float)
 def main() -> None:
     args = parse_arguments()
     plan = plan_runs(args)
-    processes = Processes(args.device)
-    autocast_type(args.amp, processes.device)  # raises if the device has none
+    processes = Processes(plan[0].device)
+    autocast_type(plan[0].amp, processes.device)  # raises if the device has none
     folders = [Path(args.out) / run_name(settings) for settings in plan]  # one a run
     launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
     command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
@@ -470,7 +522,7 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
         if result is None:
             waiting[folder] = settings  # not begun, or stopped
         elif processes.main:
-            print(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
+            print(f"{folder.name}: finished before, {summary(result)}; --fresh trains it again")
     needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))  # fetched into the cache, or missed
@@ -505,7 +557,13 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
     with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
         result = train(run, folder, bar)
     if processes.main:
-        print(f"{folder.name}: top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images")
+        print(f"{folder.name}: {summary(result)}, top-5 {result['top5']:.1f} on {result['n']:,} images")
+
+
+def summary(result: dict) -> str:
+    """The accuracy of a finished run, and of its moving average if it kept one."""
+    average = f" (moving average of the weights: {result['ema_top1']:.1f})" if "ema_top1" in result else ""
+    return f"top-1 {result['top1']:.1f}{average}"
 
 
 if __name__ == "__main__":

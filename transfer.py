@@ -45,8 +45,8 @@ class AttentionTransfer(nn.Module):
         method: "copy": the student reads with the teacher's maps, in training and after it, and the loss is 0.
             "distill": the loss compares the maps, a sum over blocks, and the teacher is needed in training alone.
         blocks: how many of the first blocks, or a list of numbers from 0; all unless told.
-        what: "map"; "q" or "k" alone; or, to distill, "v" or the "output" of attention. Distilling anything but maps
-            is by mean squared error.
+        what: "map"; "q", "k" or "v" alone; or, to distill, the "output" of attention. Distilling anything but maps is
+            by mean squared error.
         loss: how to compare maps, one of `LOSSES`.
         flash: True: the loss builds no map, where that can be (see `use_fused`); False: it does; None: the faster one.
     """
@@ -99,7 +99,7 @@ class AttentionTransfer(nn.Module):
         configs = self.teacher.config, self.student.config
         return {block: align(routings[block], *configs) for block in self.blocks}
 
-    def teacher_targets(self, images: Tensor, drops: Tensor | None) -> dict[int, Routing | Tensor]:
+    def teacher_targets(self, images: Tensor, drops: Tensor | None = None) -> dict[int, Routing | Tensor]:
         """What the student copies or is compared with, by block: routings, or v or the output of attention."""
         look = self.teacher_values if self.what in ("v", "output") else self.teacher_routings
         return look(images, drops)
@@ -117,11 +117,11 @@ class AttentionTransfer(nn.Module):
         configs = teacher.config, self.student.config
         return {block: drop_registers(getattr(seen[block], self.what), -2, *configs) for block in self.blocks}
 
-    def reroutes(self, theirs: dict[int, Routing]) -> dict[int, Reroute]:
-        """What each block of a copying student reads with: the teacher's routing, or its own with a part of that."""
+    def reroutes(self, theirs: dict[int, Routing | Tensor]) -> dict[int, Reroute]:
+        """What each block of a copying student reads with: all of the teacher's routing, or one of its q, k and v."""
         if self.what == "map":
             return theirs
-        return {block: partial(with_part, theirs=routing, what=self.what) for block, routing in theirs.items()}
+        return {block: partial(with_part, theirs=target, what=self.what) for block, target in theirs.items()}
 
     def block_loss(self, target: Routing | Tensor, seen: Attended) -> Tensor:
         """The loss of one block, from what the teacher hands over and what the student's block did."""
@@ -241,9 +241,11 @@ def cosine(p: Tensor, log_s: Tensor) -> Tensor:
 LOSSES = {"cross_entropy": cross_entropy, "kl": kl, "mse": mse, "js": js, "cosine": cosine}
 
 
-def with_part(own: Routing, theirs: Routing, what: str) -> Routing:
-    """A student's own routing with the teacher's q, or with the teacher's k."""
-    return own._replace(q=theirs.q) if what == "q" else own._replace(k=theirs.k)
+def with_part(own: Routing, v: Tensor, theirs: Routing | Tensor, what: str) -> tuple[Routing, Tensor]:
+    """A student's own routing and v, of which one is the teacher's: q or k of its routing, or v itself."""
+    if what == "v":
+        return own, theirs
+    return own._replace(**{what: getattr(theirs, what)}), v
 
 
 # ---- Alignment and checks --------------------------------------------------------------------------------------------
@@ -285,8 +287,8 @@ def check_variant(method: str, what: str, loss: str) -> None:
     for kind, word, choices in (("method", method, METHODS), ("what", what, WHAT), ("loss", loss, LOSSES)):
         if word not in choices:
             raise unknown(kind, word, choices)
-    if method == "copy" and what in ("v", "output"):
-        raise UserError(f"{what} can be distilled, not copied; use method distill, or copy map, q or k")
+    if method == "copy" and what == "output":
+        raise UserError("output can be distilled, not copied; use method distill, or copy map, q, k or v")
     if what != "map" and loss != "cross_entropy":
         raise UserError(f"{what} is compared by its squared error; leave out loss, which is for maps")
 

@@ -59,6 +59,5 @@ def add_flags(parser: Parser, settings: type) -> None:
         if isinstance(default, bool):
             options["action"] = argparse.BooleanOptionalAction
             del options["type"]
-        elif "nargs" in options and default is not None:
-            default = [default]  # of a grid of one
-        group.add_argument(f"--{field.name.replace('_', '-')}", default=default, **options)
+        # The default is the dataclass's: what was not typed is not there.
+        group.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **options)

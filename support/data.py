@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from support.errors import UserError, unknown
 from support.matching import SHAPES, matching
+from support.randaugment import RandAugment
 
 # torchvision is imported where it is needed: that takes more than a second, and `matching` does without.
 
@@ -89,7 +90,7 @@ def load_data(
     normalisation: tuple,
     train_images: int | None = None,
     augment: bool = True,
-    randaugment: int = 0,
+    randaugment: float = 0.0,
     erasing: float = 0.0,
 ) -> Data:
     """One of DATASETS (files below `root`, downloaded if missing), or the path of a folder of images.
@@ -309,19 +310,21 @@ def is_small(name: str, img_size: int) -> bool:
 
 
 def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
-    """What evaluation sees of a PIL image, as a tensor (3, S, S): its central 7/8, or all of it if images are small."""
+    """What evaluation sees of a PIL image, as a tensor (3, S, S): its central square, or all of it if it is small."""
     from torchvision.transforms import v2
 
     bicubic = v2.InterpolationMode.BICUBIC  # as in arXiv 2411.09702
     if is_small(name, img_size):
         steps = [v2.Resize((img_size, img_size), bicubic)]
     else:
-        steps = [v2.Resize(round(img_size / 0.875), bicubic), v2.CenterCrop(img_size)]
+        # Up to 224 px, 7/8 of the shorter side. Larger images are there to see more: they keep all of it.
+        side = int(img_size / 0.875) if img_size <= 224 else img_size
+        steps = [v2.Resize(side, bicubic), v2.CenterCrop(img_size)]
     return v2.Compose([TO_RGB, *steps, partial(to_tensor, normalisation=normalisation)])
 
 
 def augmented_view(
-    name: str, img_size: int, normalisation: tuple, randaugment: int = 0, erasing: float = 0.0
+    name: str, img_size: int, normalisation: tuple, randaugment: float = 0.0, erasing: float = 0.0
 ) -> Callable:
     """What training sees of a PIL image, as a tensor (3, S, S), drawn at random."""
     from torchvision.transforms import v2
@@ -332,11 +335,11 @@ def augmented_view(
     steps = [v2.RandomResizedCrop(img_size, scale=(smallest, 1), interpolation=v2.InterpolationMode.BICUBIC)]
     if name != "svhn":  # a mirrored digit is another digit, or none
         steps.append(v2.RandomHorizontalFlip())
-    if randaugment:  # arXiv 1909.13719
-        steps.append(v2.RandAugment(magnitude=randaugment, interpolation=v2.InterpolationMode.BILINEAR))
+    if randaugment:
+        steps.append(RandAugment(randaugment, normalisation[0]))
     steps.append(partial(to_tensor, normalisation=normalisation))
-    if erasing:  # arXiv 1708.04896; zero is the mean of a normalised image
-        steps.append(v2.RandomErasing(erasing))
+    if erasing:  # arXiv 1708.04896; pixels of noise
+        steps.append(v2.RandomErasing(erasing, scale=(0.02, 1 / 3), ratio=(0.3, 10 / 3), value="random"))
     return v2.Compose([TO_RGB, *steps])
 
 

@@ -31,6 +31,7 @@ ACCURACIES = ("its top-1", "baseline")  # columns that are no gains
 LEGEND = """
 Top-1 of the teacher, where its task is the student's, and of the baseline, in percent; then gains over the baseline of
 the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a failure."""
+AVERAGES = "Where a run kept a moving average of its weights (ema), its accuracy is the average's."
 
 
 def compare(results: list[Result]) -> dict[str, Rows]:
@@ -45,7 +46,8 @@ def compare(results: list[Result]) -> dict[str, Rows]:
         print(f"{len(groups)} tables: runs that differ in {', '.join(differ)} cannot be compared")
     tables = {}
     for conditions, group in groups.items():
-        shown = [f"{name} {value}" for name, value in conditions if name in ("data", "img_size", "epochs", *differ)]
+        always = ("data", "img_size", "epochs", *differ)
+        shown = [f"{name} {value}" for name, value in conditions if name in always or (name == "ema" and value)]
         tables[", ".join(shown)] = rows_of(group)
     return tables
 
@@ -100,6 +102,8 @@ def print_tables(tables: dict[str, Rows]) -> None:
         print(f"\n### {title}\n")
         print_aligned(lines)
     print(LEGEND)
+    if any("ema " in title for title in tables):
+        print(AVERAGES)
 
 
 def write_csv(tables: dict[str, Rows], path: str) -> None:

@@ -16,21 +16,25 @@ from support.errors import UserError
 from support.processes import Processes
 
 
-def cosine_schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at a step: a linear rise over `warmup` steps, then half a cosine down to 0."""
+def cosine_schedule(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
+    """The share of the learning rate at a step: a linear rise over `warmup` steps, then half a cosine to `floor`."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer_decay: float) -> list[dict]:
+def parameter_groups(
+    student: nn.Module, peak: float, weight_decay: float, layer_decay: float, from_head: bool = False
+) -> list[dict]:
     """Parameters by weight decay and the highest learning rate that they reach, their `peak`.
 
-    With `layer_decay`, the learning rate shrinks by that factor from the head to the last block, and from each block to
-    the one before (ELECTRA, BEiT).
+    With `layer_decay`, the learning rate shrinks by that factor from each block to the one before. The last block has
+    the whole of it, as in the code of arXiv 2411.09702; or, `from_head`, the head alone, as in MAE's fine-tuning.
     """
     groups = {}  # by learning rate and weight decay
     depth = student.config.depth
+    whole = depth + 1 if from_head else depth  # the first layer with all of the learning rate
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -38,7 +42,7 @@ def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer
         layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
         if name.startswith(("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "rel_pos_bias")):
             layer = 0
-        rate = peak * layer_decay ** (depth + 1 - layer)
+        rate = peak * layer_decay ** max(0, whole - layer)
         # Matrices decay; norms, biases, LayerScale, tokens and positions do not.
         is_matrix = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "bias_table"))
         decay = weight_decay if is_matrix else 0.0
@@ -48,17 +52,25 @@ def parameter_groups(student: nn.Module, peak: float, weight_decay: float, layer
 
 
 def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), one of them drawn for each batch."""
+    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), one of them drawn for every 32 images of a batch."""
     if not (mixup or cutmix):
         return lambda images, labels: (images, labels)
     from torchvision.transforms import v2
 
-    kinds = []  # one of which is drawn for a batch
+    kinds = []  # one of which is drawn
     if mixup:
         kinds.append(v2.MixUp(alpha=mixup, num_classes=classes))
     if cutmix:
         kinds.append(v2.CutMix(alpha=cutmix, num_classes=classes))
-    return v2.RandomChoice(kinds)
+    one_of_them = v2.RandomChoice(kinds)
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        # 32 is the batch of one GPU in arXiv 2411.09702. One draw for all 2,048 images would make steps very unequal.
+        mixed = map(one_of_them, images.split(32), labels.split(32))
+        images, targets = zip(*mixed, strict=True)
+        return torch.cat(images), torch.cat(targets)
+
+    return mix
 
 
 @torch.inference_mode()
