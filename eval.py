@@ -31,10 +31,10 @@ from model import ViT, ViTConfig, attention_map
 from support import data, pictures, runs
 from support.arguments import Parser, number_from
 from support.errors import UserError, answer_mistakes
-from support.processes import Processes, peak_memory
+from support.processes import Processes, mixed_precision, peak_memory
 from support.tables import compare, print_aligned, print_tables, write_csv
 from support.training import evaluate
-from teachers import find, load_teacher, student_config
+from teachers import find, fingerprint, load_teacher, student_config
 from train import Settings, build_data, build_model, build_teacher, read_settings, result_of
 from transfer import AttentionTransfer, measures
 
@@ -63,10 +63,16 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
 def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[Settings, ViT, ViT | None]:
     """A run's settings, over which --weights and --data-root go; its student; its teacher, where it is needed."""
     student = load_student(folder, args.ema).to(args.device)
-    given = {name: getattr(args, name) for name in ("weights", "data_root") if getattr(args, name)}
+    given = {name: getattr(args, name) for name in ("weights", "data_root", "amp") if getattr(args, name, None)}
     settings = replace(read_settings(folder), **given)
-    needed = with_teacher or settings.method == "copy"
-    return settings, student, build_teacher(settings).to(args.device) if needed else None
+    if not with_teacher and settings.method != "copy":
+        return settings, student, None
+    teacher = build_teacher(settings)
+    if fingerprint(teacher) != runs.read_config(folder)["teacher"]:
+        raise UserError(
+            f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
+        )
+    return settings, student, teacher.to(args.device)
 
 
 # ---- Accuracy, on the run's own validation images or on others -------------------------------------------------------
@@ -86,14 +92,16 @@ def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
     print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
     for folder in map(Path, args.runs):
+        student = teacher = model = None  # of the run before: one at a time is in memory
         settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
+        autocast, _ = mixed_precision(settings.amp, args.device)  # the run's, so that its figure comes out again
+        batch_size = args.batch_size or min(256, settings.batch_size)
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
             title = name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
-            found = evaluate(
-                model, dataset, args.batch_size or 256, args.processes, args.workers, classes, progress=folder.name
-            )
+            images = data.Loader(dataset, settings.workers if args.workers is None else args.workers, args.device)
+            found = evaluate(model, images, batch_size, args.processes, classes, autocast)
             figures = f"{found['top1']:6.2f} {found['top5']:6.2f} {found['n']:7d} {found['images_per_s']:8.0f}"
             print(f"{folder.name:50} {title:20} {figures}")
 
@@ -102,14 +110,11 @@ def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dat
     """A data set as the run would see it, and which of the student's classes, `known`, its labels are."""
     # ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these. The folders of ImageNet-V2
     # are numbered by the sorted WordNet ids.
-    if name == settings.data:
-        _, dataset, classes = build_data(settings)  # its own validation images
-    elif name in ("matching", *data.SOURCES):
+    if name in (settings.data, "matching", *data.SOURCES):
         _, dataset, classes = build_data(replace(settings, data=name, train_images=None))
     else:
-        source = data.ClassFolders(class_folder(name, settings.data_root))
-        view = data.plain_view(name, settings.img_size, find(settings.teacher).normalisation)
-        dataset, classes = data.Images(data.whole(source, source.targets), view), source.classes
+        images, classes = data.class_folders(class_folder(name, settings.data_root))
+        dataset = data.Images(images, data.plain_view(name, settings.img_size, find(settings.teacher).normalisation))
     if name == "imagenet_v2":
         numbers = {str(number): word for number, word in enumerate(known)}  # as the folders count
         classes = [numbers.get(word, word) for word in classes]
@@ -183,8 +188,9 @@ def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
     return int(place[1]), int(place[2])
 
 
-# The measures of transfer.py that teacher and student have each, and their units.
-UNITS = {"entropy": "nats", "distance": "patches", "class token": "share", "registers": "share", "sink": "share"}
+# The measures of transfer.py and their units. The first two are between teacher and student, the others of each.
+UNITS = {"kl": "nats", "js": "nats", "entropy": "nats", "distance": "patches"}
+UNITS |= {"class token": "share", "registers": "share", "sink": "share"}
 
 
 def agreement(args: Namespace) -> None:
@@ -192,26 +198,23 @@ def agreement(args: Namespace) -> None:
     settings, student, teacher = open_run(args.run, args, with_teacher=True)
     dataset, found = build_data(settings).val, {}
     count = min(64, len(dataset))
-    batches = data.loader(dataset, data.in_order(count, 8), 0, args.device)
+    batches = data.Loader(dataset, 0, args.device).read(data.in_order(count, 8))
     for images, _ in tqdm(batches, desc="maps", leave=False, unit="batch"):
-        pairs = zip(*both_maps(settings, student, teacher, images.to(args.device)), strict=True)
+        pairs = zip(*both_maps(settings, student, teacher, images), strict=True)
         for block, pair in enumerate(pairs):
             for name, value in measures(*pair, student.config).items():
                 share = value.mean(-1).cpu() * len(images) / count  # over heads: one number, or teacher's and student's
                 found[block, name] = found.get((block, name), 0) + share
 
     print(f"{Path(args.run).name} and {settings.teacher_title}, {count} images, mean over heads; teacher > student\n")
-    lines, panels = [["block", "KL", "JS", *UNITS]], {}
+    lines, panels = [["block", *UNITS]], {}
     for block in range(student.config.depth):
         line = [str(block)]
-        for name in ("kl", "js"):
-            line.append(f"{found[block, name]:.3f}")
-            pictures.add_point(panels, "KL and JS (nats)", name, block, found[block, name])
         for name, unit in UNITS.items():
-            theirs, ours = found[block, name]
-            line.append(f"{theirs:.2f} > {ours:.2f}")
-            pictures.add_point(panels, f"{name} ({unit})", "teacher", block, theirs)
-            pictures.add_point(panels, f"{name} ({unit})", "student", block, ours)
+            values = found[block, name].view(-1).tolist()
+            line.append(" > ".join(f"{value:.3f}" for value in values))
+            for side, value in zip(("teacher", "student"), values, strict=False):
+                pictures.add_point(panels, f"{name} ({unit})", side if len(values) > 1 else "both", block, value)
         lines.append(line)
     print_aligned(lines)
     if args.figure:
@@ -264,8 +267,10 @@ def speed(args: Namespace) -> None:
     """
     device, size = args.device, args.img_size or find(args.teacher).img_size
     config, on_cuda = student_config(args.teacher, img_size=size), device.type == "cuda"
-    batch, blocks = args.batch_size or (128 if on_cuda else 16), args.blocks or config.depth * 3 // 4
+    batch, blocks = args.batch_size or (128 if on_cuda else 16), config.depth * 3 // 4
     student, teacher = ViT(config).to(device), load_teacher(args.teacher, "random", size).to(device)
+    if args.compile:
+        student.compile()
     variants = {
         "baseline": student,
         "copy": AttentionTransfer(student, teacher, "copy"),
@@ -318,19 +323,20 @@ FLAGS = {
     "--image": dict(metavar="IMG", help="an image file (the first validation image)"),
     "--patch": dict(metavar="ROW,COLUMN", help="which patch looks, from 0,0 (the class token, or the middle)"),
     "--img-size": dict(type=number_from(int, 1), metavar="PX", help="(the teacher's)"),
-    "--blocks": dict(type=number_from(int, 1), metavar="N", help="how many blocks to distil (three quarters)"),
-    "--batch-size": dict(type=number_from(int, 1), metavar="N", help="(256; for speed 16, on CUDA 128)"),
-    "--workers": dict(type=number_from(int, 0), default=0, metavar="N", help="processes that decode images (0)"),
+    "--batch-size": dict(type=number_from(int, 1), metavar="N", help="(as in training; for speed 16, on CUDA 128)"),
+    "--amp": dict(choices=("auto", "bf16", "fp16", "off"), help="the precision (the run's)"),
+    "--compile": dict(action="store_true", help="compile the student"),
+    "--workers": dict(type=number_from(int, 0), metavar="N", help="processes that decode images (as in training)"),
     "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1 (auto)"),
 }
 # The sub-commands: each has its function's name, its docstring as help, and these arguments. A ! marks a needed one.
 ACTIONS = {
-    accuracy: "runs --data --data-root --ema --weights --batch-size --workers --device",
+    accuracy: "runs --data --data-root --ema --weights --batch-size --amp --workers --device",
     table: "folder --csv --figure",
     agreement: "run --figure --data-root --ema --weights --device",
     maps: "run --figure! --image --patch --data-root --ema --weights --device",
     curves: "runs --figure!",
-    speed: "teacher --img-size --blocks --batch-size --device",
+    speed: "teacher --img-size --batch-size --compile --device",
 }
 
 
@@ -354,10 +360,7 @@ def main() -> None:
     args = parse_arguments(words)
     args.processes = Processes(getattr(args, "device", "cpu"))
     args.device = args.processes.device
-    try:
-        args.action(args)
-    except torch.OutOfMemoryError as error:
-        raise UserError("this does not fit into the memory of the GPU; choose a smaller --batch-size") from error
+    args.action(args)
 
 
 if __name__ == "__main__":

@@ -236,19 +236,11 @@ class Block(nn.Module):
         """Where the tokens of the stream x (B, N, D) look in this block, and nothing more."""
         return self.attn.route(self.norm1(x), rope, bias)
 
-    def values(self, x: Tensor) -> Tensor:
-        """v of the tokens of the stream x (B, N, D) in this block, and nothing more: (B, H, N, d)."""
-        return self.attn.values(self.norm1(x))
-
-    def attended(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
-        """What this block's attention does with the stream x (B, N, D), before anything is added to it."""
-        return self.attn(self.norm1(x), rope, bias, reroute)
-
     def forward(
         self, x: Tensor, rope: RoPE | None, bias: Tensor | None, drops: Tensor | None, reroute: Reroute | None = None
     ) -> tuple[Tensor, Attended]:
         """The stream x (B, N, D) after the block, and what its attention did. `drops`: (2, B, 1, 1), a layer each."""
-        attended = self.attended(x, rope, bias, reroute)
+        attended = self.attn(self.norm1(x), rope, bias, reroute)
         x = x + with_drops(self.ls1(attended.output), drops, 0)
         x = x + with_drops(self.ls2(self.mlp(self.norm2(x))), drops, 1)
         return x, attended

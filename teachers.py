@@ -11,6 +11,7 @@ out. A file is read whole or refused: a tensor of the teacher's is used, or is o
 are pretrained here, on the data set `matching`, when they are first asked for.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file, save_model
+from safetensors.torch import save, save_file, save_model
 from torch import Tensor
 from tqdm import tqdm
 
@@ -349,7 +350,11 @@ def build(name: str, path: Path, config: ViTConfig) -> ViT:
     teacher = find(name)
     tensors = read_tensors(path, FAMILIES[teacher.family].container)
     try:
-        model = with_tensors(teacher.config, convert(tensors, teacher))
+        tensors = convert(tensors, teacher)
+        for tensor_name, value in tensors.items():
+            if not value.isfinite().all():
+                raise UserError(f"{tensor_name} has numbers that are not finite")
+        model = with_tensors(teacher.config, tensors)
         if config.grid != teacher.config.grid:
             resampled = {key: resample(key, value, teacher.config, config) for key, value in model.state_dict().items()}
             model = with_tensors(config, resampled)
@@ -359,6 +364,16 @@ def build(name: str, path: Path, config: ViTConfig) -> ViT:
         report = textwrap.shorten(report, 300, placeholder=" ...")
         raise UserError(f"{path} does not hold the weights of {name}: {report}") from error
     return model
+
+
+def fingerprint(teacher: ViT) -> str:
+    """A hash of the teacher's weights, by which a run knows its teacher again."""
+    digest = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        # Positions may have been resampled, with the last digit as this machine has it.
+        if not name.endswith(("pos_embed", "bias_table")):
+            digest.update(save({name: value}))
+    return digest.hexdigest()
 
 
 def shape_of(config: ViTConfig) -> ViT:

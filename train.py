@@ -11,7 +11,7 @@ Read this file after transfer.py: `Settings` has every knob of a run, and `train
 """
 
 import itertools
-import os
+import math
 import shlex
 import sys
 import time
@@ -33,30 +33,29 @@ from tqdm import tqdm
 from model import ViT
 from support import runs
 from support.arguments import Parser, add_flags, flag, number_from, parse_blocks
-from support.data import DATASETS, Data, find_folder, load_data, loader, plan_epoch
-from support.errors import UserError, answer_mistakes
-from support.processes import Processes, autocast_type, peak_memory
+from support.data import DATASETS, Data, Loader, check_images, find_folder, load_data, plan_epoch
+from support.errors import MISTAKES, UserError, answer_mistakes, in_a_line, not_finite
+from support.processes import Processes, mixed_precision, peak_memory, spare_cores
 from support.tables import Result, compare, print_tables
 from support.training import Meter, cosine_schedule, evaluate, mixing, parameter_groups
 from support.weights import replacing
-from teachers import FAMILIES, TEACHERS, find, load_teacher, shape_of, student_config
+from teachers import FAMILIES, TEACHERS, find, fingerprint, load_teacher, shape_of, student_config
 from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, init_from
 
 # The recipes of Li et al. (arXiv 2411.09702), as in their public code, where they are not the desk's. Fine-tuning is
 # MAE's (arXiv 2111.06377), for ViT-B and ViT-L.
 PAPER = dict(clip=0.0, mixup=0.8, cutmix=1.0, erasing=0.25, randaugment=9.0, smoothing=0.1)
-TRANSFER = PAPER | dict(batch_size=2048, ema=0.9999)
+TRANSFER, FINETUNE = dict(batch_size=2048, ema=0.9999), dict(batch_size=1024, beta2=0.999, warmup=5.0)
 COPY = dict(epochs=100, lr=1e-3, lr_floor=0.25, beta2=0.999, warmup=5.0, layer_decay=0.75)
 DISTILL = dict(epochs=200, lr=1e-4, lr_floor=0.00125, beta2=0.95, warmup=20.0, weight_decay=0.3, drop_path=0.2)
-FINETUNE = PAPER | dict(batch_size=1024, beta2=0.999, warmup=5.0)
 RECIPES = {
-    "copy": TRANSFER | COPY,
-    "distill": TRANSFER | DISTILL,
-    "baseline": TRANSFER | DISTILL,  # distillation without the teacher
-    "finetune": FINETUNE | dict(epochs=100, lr=5e-4, lr_floor=0.0005, layer_decay=0.65, drop_path=0.1),
-    "finetune L": FINETUNE | dict(epochs=50, lr=1e-3, lr_floor=0.00025, layer_decay=0.75, drop_path=0.2),
+    "copy": PAPER | TRANSFER | COPY,
+    "distill": PAPER | TRANSFER | DISTILL,
+    "finetune": PAPER | FINETUNE | dict(epochs=100, lr=5e-4, lr_floor=0.0005, layer_decay=0.65, drop_path=0.1),
+    "finetune L": PAPER | FINETUNE | dict(epochs=50, lr=1e-3, lr_floor=0.00025, layer_decay=0.75, drop_path=0.2),
 }
-INCIDENTAL = ("data_root", "device", "amp", "compile", "workers", "accumulate")  # may differ when a run goes on
+# These may differ when a run goes on. The teacher is known by its weights, wherever their file is.
+INCIDENTAL = ("data_root", "weights", "device", "amp", "compile", "workers", "accumulate")
 VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
 
 SEVERAL = ("teacher", "seed", "data", "mode", "student", "method")  # may have several values, in the order of the runs
@@ -179,9 +178,9 @@ def recipe_of(settings: Settings) -> dict:
     """The published recipe for what is run, or nothing at the desk, whose recipe is the defaults of `Settings`."""
     if settings.recipe == "desk":
         return {}
-    if settings.mode == "finetune" and find(settings.teacher).config.depth == 24:
-        return RECIPES["finetune L"]
-    return RECIPES[settings.method if settings.mode == "transfer" else settings.mode]
+    if settings.mode == "finetune":
+        return RECIPES["finetune L" if find(settings.teacher).config.depth == 24 else "finetune"]
+    return RECIPES[settings.method if settings.mode == "transfer" else "distill"]  # so does a baseline train
 
 
 def usual_blocks(settings: Settings) -> str | None:
@@ -197,7 +196,7 @@ def settle(settings: Settings) -> Settings:
     data = settings.data or ("imagenette" if teacher.url else "matching")
     if data == "imagenet" or data not in DATASETS:
         find_folder(data, settings.data_root)  # raises if there is none
-    workers = 0 if data == "matching" else min(8, os.cpu_count())  # images are decoded, or are made already
+    workers = 0 if data == "matching" else spare_cores()  # its images need no decoding
     changes = {
         "data": data,
         "method": settings.method if settings.mode == "transfer" else None,
@@ -352,10 +351,11 @@ class Training:
         from_head = settings.mode == "finetune"
         groups = parameter_groups(self.student, self.peak, settings.weight_decay, settings.layer_decay, from_head)
         self.optimiser = torch.optim.AdamW(groups, self.peak, betas=(0.9, settings.beta2), fused=True)
-        dtype = autocast_type(settings.amp, self.device)
-        self.autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype is not None)
+        self.autocast, dtype = mixed_precision(settings.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self.mix = mixing(settings.mixup, settings.cutmix, len(data.classes))
+        self.train_images = Loader(data.train, settings.workers, self.device)
+        self.val_images = Loader(data.val, settings.workers, self.device)
 
         # What a checkpoint holds the state of.
         self.parts = {"student": self.student, "optimiser": self.optimiser, "scaler": self.scaler}
@@ -378,13 +378,12 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         run.model.train()
         plan = plan_epoch(len(data.train), settings.batch_size, settings.seed, epoch, processes.world)
         own = [batch[processes.rank :: processes.world] for batch in plan]  # what this process gets of each batch
-        batches = loader(data.train, own, settings.workers, device)  # which are augmented by the plan's seeds
+        batches = run.train_images.read(own)  # augmented by the plan's seeds
         for step, (whole_batch, (images, labels)) in enumerate(zip(plan, batches, strict=True), epoch * len(plan)):
             seed_step(settings.seed, step, processes.rank)
             factor = cosine_schedule(step, steps, settings.warmup * len(plan), settings.lr_floor)
             for group in run.optimiser.param_groups:
                 group["lr"] = group["peak"] * factor
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             images, targets = run.mix(images, labels)  # labels, or shares of classes where images are mixed
 
             # Forward and backward, piece by piece: gradients add up, and processes exchange them after the last piece.
@@ -401,25 +400,28 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
                 meter.add(loss, transfer_loss, logits, y)
 
             # The update of the weights, and of their moving average.
+            scale = run.scaler.get_scale()
             if settings.clip:
                 run.scaler.unscale_(run.optimiser)
                 nn.utils.clip_grad_norm_(run.student.parameters(), settings.clip)
             run.scaler.step(run.optimiser)
             run.scaler.update()
             run.optimiser.zero_grad()
-            if run.average:
+            was_skipped = run.scaler.get_scale() < scale  # as gradients were too large for float16
+            if run.average and not was_skipped:
                 run.average.update_parameters(run.student)
             bar.update()
             if step % 10 == 9 or device.type == "cpu":  # on a GPU, to ask is to wait for it
                 bar.set_postfix(meter.averages(step), refresh=False)
 
         # The epoch's line in the log, with what validation finds, and a checkpoint to go on from.
+        checkpoint.check_finite(step)
         line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": run.peak * factor}
         spent = time.perf_counter() - begun
         seconds += spent  # of training, before and after stops
         line |= {"images_per_s": len(data.train) / spent, "seconds": seconds, "peak_memory_mb": peak_memory(device)}
         if validation_is_due(epoch, settings.epochs, len(data.train), len(data.val)):
-            found = validate(run, run.module)
+            found = validate(run, run.module, step)
             line |= {f"val_{name}": found[name] for name in ("top1", "top5", "loss")}
         if processes.main:
             runs.append_log(folder, line)
@@ -443,30 +445,31 @@ def validation_is_due(epoch: int, epochs: int, train_images: int, val_images: in
     """Whether to validate after that epoch, counted from 0: after the last one, and else whenever it was earned."""
     # A validation is earned by training on as many images as it has. A forward pass is about a third of a step, so
     # validation adds a third to the time at most.
-    earned_before = epoch * train_images // val_images
-    earned_now = (epoch + 1) * train_images // val_images
-    return earned_now > earned_before or epoch + 1 == epochs
+    earned = (epoch + 1) * train_images // val_images  # so far
+    return earned > epoch * train_images // val_images or epoch + 1 == epochs
 
 
-def validate(run: Training, model: nn.Module) -> dict[str, float]:
-    """Accuracy on the validation set."""
-    settings, batch_size = run.settings, min(256, run.settings.batch_size)
-    return evaluate(model, run.data.val, batch_size, run.processes, settings.workers, autocast=run.autocast)
+def validate(run: Training, model: nn.Module, step: int) -> dict[str, float]:
+    """Accuracy on the validation set after that step."""
+    found = evaluate(model, run.val_images, min(256, run.settings.batch_size), run.processes, autocast=run.autocast)
+    if not math.isfinite(found["loss"]):
+        raise not_finite("the loss on the validation images is", step)
+    return found
 
 
 def finish(run: Training, folder: Path, found: dict[str, float], seconds: float) -> dict:
     """Writes the student and the result; `found` is what the last validation found, if there was one."""
-    result = found or validate(run, run.module)
+    last = run.steps - 1  # the step after which this is
+    result = found or validate(run, run.module, last)
     result |= {"epochs": run.settings.epochs, "steps": run.steps, "train_seconds": seconds}
-    result["peak_memory_mb"] = peak_memory(run.device)
     students = {"student": run.student}
     if run.average:
         students["student_ema"] = run.average.module  # a copy of the student with averaged weights
-        averaged = validate(run, build_model(run.settings, run.average.module, run.teacher))
+        averaged = validate(run, build_model(run.settings, run.average.module, run.teacher), last)
         result |= {f"ema_{name}": value for name, value in averaged.items()}
     # Where the teacher's task is the student's, its own accuracy says what could be learnt.
     if run.teacher is not None and run.teacher.config.num_classes and run.settings.data == "matching":
-        result["teacher_top1"] = validate(run, run.teacher)["top1"]
+        result["teacher_top1"] = validate(run, run.teacher, last)["top1"]
     if run.processes.main:
         for name, student in students.items():
             with replacing(folder / f"{name}.safetensors") as part:
@@ -483,28 +486,34 @@ def main() -> None:
     args = parse_arguments()
     plan = plan_runs(args)
     processes = Processes(plan[0].device)
-    autocast_type(plan[0].amp, processes.device)  # raises if the device has none
     folders = [Path(args.out) / run_name(settings) for settings in plan]  # one a run
     launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
     command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
     if len(set(folders)) < len(plan):
         raise UserError("two runs of this grid share a folder; use two commands and two --out")
     try:
-        waiting = prepare(args, dict(zip(folders, plan, strict=True)), processes)
+        waiting, failed = prepare(args, dict(zip(folders, plan, strict=True)), processes), []
         for folder, settings in waiting.items():
-            train_run(settings, folder, processes, command)
-    except torch.OutOfMemoryError as error:
-        remedy = "raise --accumulate, which cuts batches into pieces, or lower --batch-size"
-        raise UserError(f"a step does not fit into the memory of the GPU; {remedy}") from error
+            try:
+                train_run(settings, folder, processes, command)
+            except MISTAKES as error:  # a grid goes on
+                if processes.world > 1 or len(waiting) == 1:
+                    raise  # other processes would not be here: they wait in the middle of the run
+                failed.append(folder)
+                print(f"error: {folder.name}: {in_a_line(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         if processes.main:
             print(f"\nstopped; go on with: {command}", file=sys.stderr)
         raise
-    if processes.main:
-        print_tables(compare(list(map(result_of, folders))))
-        print(f"next: python eval.py accuracy {shlex.quote(str(folders[-1]))}")
+    finished = [folder for folder in folders if folder not in failed]
+    if processes.main and finished:
+        print_tables(compare(list(map(result_of, finished))))
+        print(f"next: python eval.py accuracy {shlex.quote(str(finished[-1]))}")
     if dist.is_initialized():
         dist.destroy_process_group()
+    if failed:
+        names = ", ".join(folder.name for folder in failed)
+        raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as said above: {names}")
 
 
 def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -> dict[Path, Settings]:
@@ -513,19 +522,24 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {args.out}: {error.strerror}; choose another --out") from error
+    for folder in plan if args.fresh else ():
+        processes.first(partial(runs.clear, folder))
+    processes.check_same(lambda: list(map(runs.stamps, plan)), args.out)
     waiting = {}
     for folder, settings in plan.items():
-        if args.fresh:
-            processes.first(partial(runs.clear, folder))
         check_settings(settings, folder)
         result = runs.read_result(folder)
         if result is None:
             waiting[folder] = settings  # not begun, or stopped
         elif processes.main:
-            print(f"{folder.name}: finished before, {summary(result)}; --fresh trains it again")
+            print(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
+    # The images of a folder are looked through once, and the teachers fetched into the cache, or missed.
+    for name in {settings.data for settings in waiting.values()} - set(DATASETS):
+        if processes.main:
+            check_images(Path(name))
     needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
     for settings in needed.values():
-        processes.first(partial(build_teacher, settings))  # fetched into the cache, or missed
+        processes.first(partial(build_teacher, settings))
     return waiting
 
 
@@ -548,22 +562,39 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
         torch.cuda.reset_peak_memory_stats(processes.device)  # of the run before
     data = processes.first(partial(build_data, settings))  # it may have to be downloaded
     run = Training(settings, data, build_teacher(settings) if settings.needs_teacher else None, processes)
+    begin(run, folder, command)
     if processes.main:
         images = f"{len(data.train):,} training images, {len(data.val):,} held out, {len(data.classes)} classes"
         print(f"{folder.name}: {images}; {settings.epochs} epochs, recipe {settings.recipe}, on {run.device}")
-        versions = {"python": sys.version.split()[0], "torch": torch.__version__}
-        config = {"settings": asdict(settings), "student": asdict(run.student.config), "classes": data.classes}
-        runs.write_json(folder / "config.json", config | {"command": command, "versions": versions})
     with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
         result = train(run, folder, bar)
     if processes.main:
-        print(f"{folder.name}: {summary(result)}, top-5 {result['top5']:.1f} on {result['n']:,} images")
+        average = f"; top-1 of the moving average {result['ema_top1']:.1f}" if "ema_top1" in result else ""
+        figures = f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images"
+        print(f"{folder.name}: {figures}{average}")
 
 
-def summary(result: dict) -> str:
-    """The accuracy of a finished run, and of its moving average if it kept one."""
-    average = f" (moving average of the weights: {result['ema_top1']:.1f})" if "ema_top1" in result else ""
-    return f"top-1 {result['top1']:.1f}{average}"
+def begin(run: Training, folder: Path, command: str) -> None:
+    """Writes config.json, or raises a `UserError` if the one that is there is not of this run."""
+    config = {
+        "settings": asdict(run.settings),
+        "student": asdict(run.student.config),
+        "classes": run.data.classes,
+        "images": [len(run.data.train), len(run.data.val)],
+        "steps": run.steps,
+        "teacher": fingerprint(run.teacher) if run.teacher else None,
+        "command": command,
+        "versions": {"torch": torch.__version__},
+    }
+    if (folder / "config.json").is_file():
+        held = runs.read_config(folder)
+        for name in ("classes", "images", "steps", "teacher"):  # more processes may have fewer steps an epoch
+            if held[name] != config[name]:
+                remedy = "go on with what it began with, or start over with --fresh"
+                raise UserError(f"{folder} began with other data, processes or weights (other {name}); {remedy}")
+    elif run.processes.main:
+        runs.write_json(folder / "config.json", config)
+    run.processes.check_same(partial(runs.stamps, folder), folder)
 
 
 if __name__ == "__main__":

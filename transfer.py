@@ -107,14 +107,9 @@ class AttentionTransfer(nn.Module):
     @torch.no_grad()
     def teacher_values(self, images: Tensor, drops: Tensor | None) -> dict[int, Tensor]:
         """The teacher's v, or its attention's output, by block, at the tokens that the student has."""
-        teacher, last = self.teacher, self.blocks[-1]
         seen = []
-        x = teacher.run(images, last, drops=drops, seen=seen)  # the blocks before the last one
-        if self.what == "v":
-            seen.append(Attended(None, teacher.blocks[last].values(x), None))
-        else:
-            seen.append(teacher.blocks[last].attended(x, teacher.rope, teacher.shared_bias()))
-        configs = teacher.config, self.student.config
+        self.teacher.run(images, self.blocks[-1] + 1, drops=drops, seen=seen)
+        configs = self.teacher.config, self.student.config
         return {block: drop_registers(getattr(seen[block], self.what), -2, *configs) for block in self.blocks}
 
     def reroutes(self, theirs: dict[int, Routing | Tensor]) -> dict[int, Reroute]:

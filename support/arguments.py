@@ -25,7 +25,7 @@ def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str
 
     def number(word: str) -> float:
         value = kind(word)  # argparse answers what is no number
-        if not low <= value <= high:
+        if not (low <= value <= high and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"{word} is not from {low} to {high}")
         return value
 

@@ -1,16 +1,15 @@
 """The data: `matching`, torchvision's sets and folders of images, from files to batches.
 
 `load_data` gives training images, held-out images and class names; `plan_epoch` says which images make up which batch,
-and `loader` reads them. All that is random follows from seeds that are handed over, whatever the number of workers.
+and a `Loader` reads them. All that is random follows from seeds that are handed over, whatever the number of workers.
 """
 
 import os
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from support.errors import UserError, unknown
 from support.matching import SHAPES, matching
-from support.randaugment import RandAugment
+from support.randaugment import rand_augment
 
 # torchvision is imported where it is needed: that takes more than a second, and `matching` does without.
 
@@ -36,7 +35,7 @@ class Data(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Training or held-out images: (index, label) of each in a source, whose items begin with an image."""
+    """Training or held-out images: (index, label) of each in a source, whose items begin with an image or its path."""
 
     source: Any
     items: list[tuple[int, int]]
@@ -79,6 +78,9 @@ SOURCES = {
     "inat2019": Source("INaturalist", "version", "2019", "2019", "index", "2019"),
     "inat2021": Source("INaturalist", "version", "2021_train", "2021_valid", "index", "2021_{train,valid}"),
 }
+# The images of sets of which torchvision takes what it finds for all: of training, and of those held out.
+COUNTS = {"imagenette": (9469, 3925), "inat2017": (675_170,), "inat2018": (461_939,), "inat2019": (268_243,)}
+COUNTS |= {"inat2021": (2_686_843, 100_000)}
 DATASETS = ["matching", *SOURCES, "imagenet"]
 SMALL = {"cifar10", "cifar100", "stl10", "fashion_mnist", "svhn"}  # square, at most 96 px
 
@@ -112,9 +114,6 @@ def load_data(
         train, val, classes = from_torchvision(name, root)
     else:
         train, val, classes = from_folder(find_folder(name, root))
-        if name != "imagenet":  # opening 1.3 million files takes too long
-            check_images(train)
-            check_images(val)
     if train_images is not None:
         train = balanced(train, train_images)
     plain = plain_view(name, img_size, normalisation)
@@ -140,22 +139,27 @@ def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
     dataset = partial(getattr(datasets, source.kind), root, download=True, **source.options)
     try:
         train, val = (dataset(**{source.keyword: part}) for part in (source.train, source.val))
-    except ImportError as error:  # torchvision reads the .mat files of flowers102 and svhn with scipy
-        raise UserError(f"{name} needs the package {error.name}; install it with pip install {error.name}") from error
-    except Exception as error:  # whatever a missing network, or a file that is cut short, makes torchvision say
+    except Exception as error:  # whatever a missing network, package or file makes torchvision say
         reason = (str(error).splitlines() or [type(error).__name__])[0]  # its first line
-        raise UserError(f"cannot load {name} ({reason}); its files belong at {root}/{source.files}") from error
+        remedy = f"its files belong at {root}/{source.files}; delete what was only partly unpacked"
+        raise UserError(f"cannot load {name} ({reason}); {remedy}") from error
 
-    labels = []  # of training and held-out images
+    parts = []  # training and held-out images
     for part in (train, val):
+        part.loader = str  # in sets that open files: items become paths, which `read_image` opens
         if source.kind == "INaturalist":  # it lists files in the disk's order
             part.index.sort()
-        labels.append([label_of(entry) for entry in getattr(part, source.labels)])
-    classes = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels[0]))
-    classes = [str(name[0] if isinstance(name, tuple) else name) for name in classes]  # imagenette's have synonyms
-    if source.train == source.val:
-        return *hold_out(train, labels[0]), classes
-    return whole(train, labels[0]), whole(val, labels[1]), classes
+        labels = [label_of(entry) for entry in getattr(part, source.labels)]
+        if source.kind == "OxfordIIITPet":  # it opens files without a loader
+            part = [(str(path),) for path in part._images]
+        parts.append(whole(part, labels))
+    for part, count in zip(parts, COUNTS.get(name, ()), strict=False):
+        if len(part.items) < count:
+            problem = f"{name} is only partly unpacked: {len(part.items):,} of {count:,} images are there"
+            raise UserError(f"{problem}; delete {root}/{source.files}, and start again")
+    names = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels))
+    classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]  # imagenette's have synonyms
+    return *(hold_out(parts[0]) if source.train == source.val else parts), classes
 
 
 def label_of(entry: Any) -> int:
@@ -172,13 +176,13 @@ def matching_part(count: int, seed: int, normalisation: tuple) -> Part:
     return whole(list(zip(normalise(images, *normalisation), labels, strict=True)), labels.tolist())
 
 
-def hold_out(source: Any, labels: list[int]) -> tuple[Part, Part]:
-    """Parts a source into training and held-out images, which are the 1st, 11th, ... of each class."""
+def hold_out(part: Part) -> tuple[Part, Part]:
+    """Parts images into training and held-out ones, which are the 1st, 11th, ... of each class."""
     seen, train, val = Counter(), [], []
-    for item in enumerate(labels):
+    for item in part.items:
         (val if seen[item[1]] % 10 == 0 else train).append(item)
         seen[item[1]] += 1
-    return Part(source, train), Part(source, val)
+    return Part(part.source, train), Part(part.source, val)
 
 
 def balanced(part: Part, count: int) -> Part:
@@ -208,50 +212,44 @@ def has_parts(folder: Path) -> bool:
 def from_folder(folder: Path) -> tuple[Part, Part, list[str]]:
     """Training images FOLDER/train/CLASS/*, held-out FOLDER/val/CLASS/*, or every tenth of FOLDER/CLASS/* held out."""
     if has_parts(folder):
-        train = ClassFolders(folder / "train")
-        val = ClassFolders(folder / "val", train.classes)
-        return whole(train, train.targets), whole(val, val.targets), train.classes
-    source = ClassFolders(folder)
-    for label, count in Counter(source.targets).items():
+        train, classes = class_folders(folder / "train")
+        val, _ = class_folders(folder / "val", classes)
+        return train, val, classes
+    images, classes = class_folders(folder)
+    for label, count in Counter(label for _, label in images.items).items():
         if count == 1:
-            name = source.classes[label]
+            name = classes[label]
             raise UserError(f"class '{name}' of {folder} has one image, too few to hold any out; add at least one")
-    return *hold_out(source, source.targets), source.classes
+    return *hold_out(images), classes
 
 
-class ClassFolders:
-    """The images FOLDER/CLASS/*, as torchvision's ImageFolder lists them: items are (PIL image, label).
+def class_folders(folder: Path, classes: list[str] | None = None) -> tuple[Part, list[str]]:
+    """The images FOLDER/CLASS/*, as torchvision's ImageFolder lists them, and the names of the classes.
 
     A label is the place of the class among `classes`, which are the folder's own, sorted, unless given. Hidden files
     and folders do not count.
     """
+    from torchvision.datasets import ImageFolder
 
-    def __init__(self, folder: Path, classes: list[str] | None = None) -> None:
-        from torchvision.datasets import ImageFolder
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    if not names:
+        raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
+    if set(names) <= {"train", "val", "test"}:
+        raise UserError(f"{folder} has {' and '.join(names)}, but train and val are needed; or name one that has")
+    classes = classes or names
+    for name in set(names) - set(classes):
+        raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
 
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-        if not names:
-            raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
-        if set(names) <= {"train", "val", "test"}:
-            raise UserError(f"{folder} has {' and '.join(names)}, but train and val are needed; or name one that has")
-        self.classes = classes or names
-        for name in set(names) - set(self.classes):
-            raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
+    def is_image(path: str) -> bool:
+        is_hidden = os.sep + "." in path[len(str(folder)) :]
+        return path.lower().endswith(EXTENSIONS) and not is_hidden
 
-        def is_image(path: str) -> bool:
-            parts = Path(path).relative_to(folder).parts
-            return path.lower().endswith(EXTENSIONS) and not any(part.startswith(".") for part in parts)
-
-        numbers = {name: self.classes.index(name) for name in names}  # the labels
-        self.samples = ImageFolder.make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
-        self.targets = [label for _, label in self.samples]
-        for number in set(numbers.values()) - set(self.targets):
-            name = self.classes[number]
-            raise UserError(f"class '{name}' has no images in {folder / name}; add some or remove the folder")
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = self.samples[index]
-        return read_image(path), label
+    numbers = {name: classes.index(name) for name in names}  # the labels
+    samples = ImageFolder.make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
+    labels = [label for _, label in samples]
+    for number in set(numbers.values()) - set(labels):
+        raise UserError(f"class '{classes[number]}' of {folder} has no images; add some or remove the folder")
+    return whole(samples, labels), classes
 
 
 def read_image(path: str | Path) -> Any:
@@ -262,33 +260,40 @@ def read_image(path: str | Path) -> Any:
         ImageFile.LOAD_TRUNCATED_IMAGES = damaged
         try:
             with Image.open(path) as opened:  # and closed again
-                image = opened.convert("RGB")
+                image = to_rgb(opened)
             if damaged:
                 warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
             return image
-        except (OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # whatever a broken file makes PIL say
             if damaged:
-                raise UserError(f"cannot read {path} as an image; replace it, or leave it out") from error
+                raise UserError(f"cannot read {path} as an image ({error}); replace it, or leave it out") from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def check_images(part: Part) -> None:
+def to_rgb(image: Any) -> Any:
+    """A PIL image with three times 8 bits a pixel; 16 bits are scaled, which PIL would cut off at 255."""
+    if image.mode in ("I", "F"):
+        raise ValueError("32 bits a pixel, of which nobody knows the range")
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
+    return image.convert("RGB")
+
+
+def check_images(folder: Path) -> None:
     """Opens each file, so that one that is no image is a mistake before the training, not in the middle of it."""
     from PIL import Image
 
-    for index, _ in tqdm(part.items, desc="checking images", leave=False, disable=None):
-        path, _ = part.source.samples[index]
-        try:
-            Image.open(path).close()  # reads the header alone
-        except (OSError, Image.DecompressionBombError) as error:
-            raise UserError(f"cannot open {path} as an image; remove or replace it") from error
+    for part in from_folder(folder)[:2]:
+        for index, _ in tqdm(part.items, desc="checking images", leave=False, disable=None):
+            path, _ = part.source[index]
+            try:
+                Image.open(path).close()  # reads the header alone
+            except Exception as error:  # whatever a broken file makes PIL say
+                raise UserError(f"cannot open {path} as an image ({error}); remove or replace it") from error
 
 
 # ---- From images to tensors ------------------------------------------------------------------------------------------
-
-
-TO_RGB = methodcaller("convert", "RGB")  # of a PIL image
 
 
 def to_tensor(image: Any, normalisation: tuple) -> Tensor:
@@ -310,7 +315,7 @@ def is_small(name: str, img_size: int) -> bool:
 
 
 def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
-    """What evaluation sees of a PIL image, as a tensor (3, S, S): its central square, or all of it if it is small."""
+    """What evaluation sees of an RGB PIL image, as a tensor (3, S, S): its central square, or all if it is small."""
     from torchvision.transforms import v2
 
     bicubic = v2.InterpolationMode.BICUBIC  # as in arXiv 2411.09702
@@ -320,13 +325,13 @@ def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
         # Up to 224 px, 7/8 of the shorter side. Larger images are there to see more: they keep all of it.
         side = int(img_size / 0.875) if img_size <= 224 else img_size
         steps = [v2.Resize(side, bicubic), v2.CenterCrop(img_size)]
-    return v2.Compose([TO_RGB, *steps, partial(to_tensor, normalisation=normalisation)])
+    return v2.Compose([*steps, partial(to_tensor, normalisation=normalisation)])
 
 
 def augmented_view(
     name: str, img_size: int, normalisation: tuple, randaugment: float = 0.0, erasing: float = 0.0
 ) -> Callable:
-    """What training sees of a PIL image, as a tensor (3, S, S), drawn at random."""
+    """What training sees of an RGB PIL image, as a tensor (3, S, S), drawn at random."""
     from torchvision.transforms import v2
 
     # At least 8 % of the area (Szegedy et al., "Going deeper with convolutions", 2015, section 6), or 35 % where that
@@ -336,11 +341,11 @@ def augmented_view(
     if name != "svhn":  # a mirrored digit is another digit, or none
         steps.append(v2.RandomHorizontalFlip())
     if randaugment:
-        steps.append(RandAugment(randaugment, normalisation[0]))
+        steps.append(partial(rand_augment, magnitude=randaugment, mean=normalisation[0]))
     steps.append(partial(to_tensor, normalisation=normalisation))
     if erasing:  # arXiv 1708.04896; pixels of noise
         steps.append(v2.RandomErasing(erasing, scale=(0.02, 1 / 3), ratio=(0.3, 10 / 3), value="random"))
-    return v2.Compose([TO_RGB, *steps])
+    return v2.Compose(steps)
 
 
 class Images(Dataset):
@@ -356,6 +361,8 @@ class Images(Dataset):
         number, seed = item if isinstance(item, tuple) else (item, None)  # of the augmentation
         index, label = self.part.items[number]
         image = self.part.source[index][0]
+        if not isinstance(image, Tensor):
+            image = read_image(image) if isinstance(image, str) else image.convert("RGB")
         if seed is None or self.augmented is None:
             return self.plain(image), label
         with torch.random.fork_rng(devices=[]):
@@ -392,16 +399,36 @@ def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list
     return [list(mine[at : at + batch_size]) for at in range(0, len(mine), batch_size)]
 
 
-def loader(dataset: Dataset, batches: list[list], workers: int, device: torch.device) -> DataLoader:
-    """Reads batches of a data set: (images (B, 3, S, S), labels (B,))."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_ctrl_c,
-        generator=torch.Generator(),  # of its own: without it, each pass would advance torch's global one
-    )
+class Loader:
+    """Reads a data set, pass after pass, by worker processes that start with the first pass."""
+
+    def __init__(self, dataset: Dataset, workers: int, device: torch.device) -> None:
+        self.dataset, self.device = dataset, device
+        self.batches = []  # of the pass that comes: lists of items
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=leave_ctrl_c,
+            generator=torch.Generator(),  # of its own: without it, each pass would advance torch's global one
+        )
+
+    def read(self, batches: list[list]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images (B, 3, S, S), labels (B,)) of each batch, on the device."""
+        self.batches[:] = batches
+        on_cuda = self.device.type == "cuda"  # elsewhere a copy that nobody waits for may be read too early
+        try:
+            for images, labels in self.loader:
+                yield images.to(self.device, non_blocking=on_cuda), labels.to(self.device, non_blocking=on_cuda)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker") and "shared memory" not in str(error):
+                raise
+            remedy = "use --workers 0, or give the machine's /dev/shm (of a container: --shm-size) more room"
+            raise UserError(
+                f"a process that decodes images has died, for want of memory as a rule; {remedy}"
+            ) from error
 
 
 def leave_ctrl_c(worker: int) -> None:

@@ -39,13 +39,10 @@ def draw_gains(tables: dict[str, Rows], path: str) -> None:
         columns = [column for column in columns_of(rows) if column not in ACCURACIES]
         width = 0.8 / max(1, len(columns))  # of a bar; the rest is a gap between teachers
         for number, column in enumerate(columns):
-            for place, row in enumerate(rows.values()):
-                gains = row.get(column)
-                if gains:
-                    spread = statistics.stdev(gains) if len(gains) > 1 else 0
-                    left = place - 0.4 + width * number
-                    panel.bar(left, statistics.mean(gains), width, yerr=spread, align="edge", color=f"C{number}")
-            panel.bar(0, 0, color=f"C{number}", label=column)
+            gains = [row.get(column, [math.nan]) for row in rows.values()]  # no bar where there are none
+            spreads = [statistics.stdev(values) if len(values) > 1 else 0 for values in gains]
+            lefts = [place - 0.4 + width * number for place in range(len(rows))]
+            panel.bar(lefts, list(map(statistics.mean, gains)), width, yerr=spreads, align="edge", label=column)
         panel.axhline(0, color="black", linewidth=1)
         panel.set_xticks(
             range(len(rows)), [f"{teacher}\n{family}" for family, teacher in rows], rotation=30, ha="right"

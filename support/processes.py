@@ -1,8 +1,11 @@
 """The processes of a training, one or as many as torchrun started, and the device that each computes on."""
 
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +18,15 @@ from support.errors import UserError
 class Processes:
     """This process among those of the training. Only the first, `main`, writes files and speaks."""
 
+    patience = 60  # seconds in which all must come to see the same files
+
     def __init__(self, device: str) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.main = self.rank == 0
+        self.main, self.local_rank = self.rank == 0, int(os.environ.get("LOCAL_RANK", 0))  # among those of this machine
         one_gpu_each = self.world > 1 and device in ("auto", "cuda") and torch.cuda.is_available()
-        self.device = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if one_gpu_each else device)
+        self.device = pick_device(f"cuda:{self.local_rank}" if one_gpu_each else device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device.index or 0)
-            torch.set_float32_matmul_precision("high")  # TF32
         if self.world > 1 and not dist.is_initialized():
             # Long enough for the first process to download a data set while the others wait.
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
@@ -36,11 +40,24 @@ class Processes:
         return total
 
     def first(self, action: Callable) -> Any:
-        """Lets the first process act, e.g. download, before the others do the same and find it done."""
-        result = action() if self.main else None
-        if self.world > 1:
-            dist.barrier()  # the others wait here
-        return result if self.main else action()
+        """Lets the first process of each machine act, e.g. download, before the others do the same and find it done."""
+        if self.local_rank > 0:
+            dist.barrier()  # waits for the first
+        result = action()
+        if self.local_rank == 0 and self.world > 1:
+            dist.barrier()  # lets the others go on
+        return result
+
+    def check_same(self, look: Callable[[], Any], place: str | Path) -> None:
+        """Raises a `UserError` in all processes unless all see the same at that place."""
+        for _ in range(self.patience):
+            everyones = [look()] * self.world
+            if self.world > 1:
+                dist.all_gather_object(everyones, look())
+            if everyones.count(everyones[0]) == self.world:
+                return
+            time.sleep(1)  # a disk that machines share may take its time to show what another one wrote
+        raise UserError(f"the processes see different files in {place}; name a folder that all machines share")
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,21 +72,24 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def autocast_type(amp: str, device: torch.device) -> torch.dtype | None:
-    """The type in which matrix products are computed, or None for float32 throughout."""
+def mixed_precision(amp: str, device: torch.device) -> tuple[Callable[[], torch.autocast], torch.dtype | None]:
+    """What to compute a forward pass under, and the type of its matrix products; None is float32, for "off" in full."""
     on_cuda = device.type == "cuda"
-    if amp == "fp16" and not on_cuda:
-        raise UserError("--amp fp16 needs CUDA; on the CPU use bf16 or off")
+    uses_tf32 = on_cuda and amp != "off"
+    torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = uses_tf32  # of the patch convolution
     if amp == "auto" and on_cuda:
         amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    return partial(torch.autocast, device.type, dtype, enabled=dtype is not None), dtype
 
 
-def peak_memory(device: torch.device) -> float:
-    """The most memory in use so far, in MB: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource  # Linux and macOS, which count in kilobytes and in bytes
-    import sys
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory of the GPU in use so far, in MB; elsewhere nobody counts it."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1e-3)
+
+def spare_cores() -> int:
+    """How many processes may decode images for this one: its share of the cores that they may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -1,10 +1,10 @@
 """RandAugment (Cubuk et al., arXiv 1909.13719) as the public code of arXiv 2411.09702 has it: timm's, at magnitude 9.
 
-timm calls it rand-m9-mstd0.5-inc1. Here it is made of torchvision's functions on PIL images, and draws from torch's
-generator, so that it follows from the image's seed.
+timm calls it rand-m9-mstd0.5-inc1. Here it draws from torch's generator, so that it follows from the image's seed.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,24 +16,19 @@ OPERATIONS = (
 ).split()
 
 
-class RandAugment:
-    """Two operations an image, each drawn from `OPERATIONS` and done with probability 0.5.
+def rand_augment(image: Any, magnitude: float, mean: Sequence[float]) -> Any:
+    """A PIL image after two operations, each drawn from OPERATIONS and done with probability 0.5.
 
-    Their strength is normal around `magnitude`, from 0 to 10, with deviation 0.5. `mean` is the mean colour, three
-    numbers from 0 to 1; it fills what a movement lays bare.
+    Their strength is normal around `magnitude`, from 0 to 10, with deviation 0.5. What a movement lays bare is filled
+    with the `mean` colour, three numbers from 0 to 1.
     """
-
-    def __init__(self, magnitude: float, mean: tuple[float, ...]) -> None:
-        self.magnitude, self.fill = magnitude, [round(255 * share) for share in mean]
-
-    def __call__(self, image: Any) -> Any:
-        for _ in range(2):
-            name = OPERATIONS[int(torch.randint(len(OPERATIONS), ()))]
-            if torch.rand(()) < 0.5:
-                drawn = self.magnitude + 0.5 * float(torch.randn(()))
-                sign = 1 if torch.rand(()) < 0.5 else -1
-                image = operate(name, image, sign * min(max(drawn, 0), 10) / 10, self.fill)
-        return image
+    for _ in range(2):
+        name = OPERATIONS[int(torch.randint(len(OPERATIONS), ()))]
+        if torch.rand(()) < 0.5:
+            drawn = magnitude + 0.5 * float(torch.randn(()))
+            sign = 1 if torch.rand(()) < 0.5 else -1
+            image = operate(name, image, sign * min(max(drawn, 0), 10) / 10, [round(255 * share) for share in mean])
+    return image
 
 
 def operate(name: str, image: Any, strength: float, fill: list[int]) -> Any:
@@ -42,7 +37,8 @@ def operate(name: str, image: Any, strength: float, fill: list[int]) -> Any:
     from torchvision.transforms.v2 import functional as F
 
     size, options = abs(strength), dict(interpolation=InterpolationMode.BICUBIC, fill=fill)
-    move = partial(F.affine, image, angle=0, scale=1, center=[0, 0], **options)
+    move = partial(F.affine, image, angle=0, translate=[0, 0], scale=1, shear=[0, 0], center=[0, 0], **options)
+    lean = math.degrees(math.atan(0.3 * strength))
     match name:
         case "autocontrast" | "equalize" | "invert":
             return getattr(F, name)(image)
@@ -55,11 +51,11 @@ def operate(name: str, image: Any, strength: float, fill: list[int]) -> Any:
         case "rotate":
             return F.rotate(image, 30 * strength, **options)  # degrees
         case "shear_x":
-            return move(translate=[0, 0], shear=[math.degrees(math.atan(0.3 * strength)), 0])
+            return move(shear=[lean, 0])
         case "shear_y":
-            return move(translate=[0, 0], shear=[0, math.degrees(math.atan(0.3 * strength))])
+            return move(shear=[0, lean])
         case "translate_x":
-            return move(translate=[0.45 * strength * image.width, 0], shear=[0, 0])
+            return move(translate=[0.45 * strength * image.width, 0])
         case "translate_y":
-            return move(translate=[0, 0.45 * strength * image.height], shear=[0, 0])
+            return move(translate=[0, 0.45 * strength * image.height])
     return getattr(F, name)(image, max(0.1, 1 + 0.9 * strength))  # the four that adjust by a factor

@@ -4,13 +4,16 @@ With a moving average of the weights, student_ema.safetensors too. Each file is 
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from support.errors import UserError
+from support.errors import UserError, not_finite
 from support.weights import replacing
 
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
@@ -33,7 +36,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
-    return read_json(path, {"settings", "student", "classes", "command"})
+    return read_json(path, {"settings", "student", "classes", "images", "steps", "teacher", "command"})
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
@@ -59,7 +62,7 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def append_log(folder: Path, line: dict[str, Any]) -> None:
@@ -67,13 +70,20 @@ def append_log(folder: Path, line: dict[str, Any]) -> None:
     path = folder / "log.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []  # so far
     with replacing(path) as part:
-        part.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line) + "\n"]))
+        part.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line, allow_nan=False) + "\n"]))
 
 
 def clear(folder: Path) -> None:
-    """Forgets what is on disk of a run."""
+    """Forgets what is on disk of a run, and what was being written when it was killed."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
+        for left in folder.glob(f".{name}.*"):
+            shutil.rmtree(left)
+
+
+def stamps(folder: Path) -> list[tuple[str, int]]:
+    """Names and times of what a folder holds, by which processes know that they see the same one."""
+    return [(path.name, path.stat().st_mtime_ns) for path in sorted(folder.glob("[!.]*"))]
 
 
 class Checkpoint:
@@ -97,6 +107,13 @@ class Checkpoint:
                 raise OSError(str(error).splitlines()[0]) from error
         self.written_at = time.perf_counter()
         self.writing = self.written_at - start
+
+    def check_finite(self, step: int) -> None:
+        """Raises a `UserError` if the state, after that step, has numbers that are not finite: it is not to be kept."""
+        for name, part in self.parts.items():
+            for value in tree_leaves(part.state_dict()):
+                if isinstance(value, Tensor) and not value.isfinite().all():
+                    raise not_finite(f"the {name}'s numbers are", step)
 
     def resume(self) -> tuple[int, float]:
         """Takes up the state of the file, if there is one; returns the epochs done, and the seconds that they took."""

@@ -30,8 +30,8 @@ COLUMNS = ["its top-1", "baseline", "copy", "distill", "native copy", "native di
 ACCURACIES = ("its top-1", "baseline")  # columns that are no gains
 LEGEND = """
 Top-1 of the teacher, where its task is the student's, and of the baseline, in percent; then gains over the baseline of
-the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a failure."""
-AVERAGES = "Where a run kept a moving average of its weights (ema), its accuracy is the average's."
+the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a failure. Of a run that kept a moving average
+of its weights (ema), it is the average's accuracy."""
 
 
 def compare(results: list[Result]) -> dict[str, Rows]:
@@ -102,8 +102,6 @@ def print_tables(tables: dict[str, Rows]) -> None:
         print(f"\n### {title}\n")
         print_aligned(lines)
     print(LEGEND)
-    if any("ema " in title for title in tables):
-        print(AVERAGES)
 
 
 def write_csv(tables: dict[str, Rows], path: str) -> None:
@@ -114,5 +112,6 @@ def write_csv(tables: dict[str, Rows], path: str) -> None:
         for title, rows in tables.items():
             for names, row in rows.items():
                 for column, values in row.items():
-                    writer.writerows([title, *names, column, value] for value in values)
+                    for value in values:
+                        writer.writerow([title, *names, column, value])
     print(f"written: {path}")

@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from support.data import in_order, loader
-from support.errors import UserError
+from support.data import Loader, in_order
+from support.errors import not_finite
 from support.processes import Processes
 
 
@@ -76,25 +75,23 @@ def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tenso
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    dataset: Dataset,
+    loader: Loader,
     batch_size: int,
     processes: Processes,
-    workers: int = 0,
     classes: list[int] | slice = slice(None),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-    progress: str = "",
 ) -> dict[str, float]:
     """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
 
     The model, left in eval mode, makes logits of images, or a tuple that begins with them; `classes` are those that are
     asked for. The processes share the images, each counted once, and add up what they find.
     """
-    start, device = time.perf_counter(), processes.device
+    start = time.perf_counter()
     model.eval()  # no stochastic depth
     sums = torch.zeros(4, dtype=torch.float64)  # right, right among the best five, loss, images
-    batches = loader(dataset, in_order(len(dataset), batch_size, processes.rank, processes.world), workers, device)
-    for images, labels in tqdm(batches, desc=progress, disable=not progress, leave=False, unit="batch"):
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    batches = in_order(len(loader.dataset), batch_size, processes.rank, processes.world)
+    bar = dict(desc="validation", total=len(batches), unit="batch", leave=False, delay=1, disable=not processes.main)
+    for images, labels in tqdm(loader.read(batches), **bar):
         with autocast():
             output = model(images)
         logits = (output[0] if isinstance(output, tuple) else output).float()[:, classes]
@@ -124,6 +121,5 @@ class Meter:
         """The averages after that step. Raises a `UserError` if a loss was not finite."""
         loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
         if not math.isfinite(loss):
-            remedy = "start over with --fresh and a lower --lr, or, if AMP is on, go on with --amp off"
-            raise UserError(f"the loss is not finite at step {step}; {remedy}")
+            raise not_finite("the loss is", step)
         return {"loss": loss / images, "transfer_loss": transfer_loss / images, "top1": 100 * right / images}

@@ -4,6 +4,7 @@ import argparse
 import http.client
 import os
 import socket
+import tempfile
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -33,15 +34,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if not path.name or path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
-    part = path.with_name(f".{path.name}.{os.getpid()}")  # in the same folder, so that renaming is at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.touch()
+        # Below the same folder, so that renaming is at once, and in one that no other process has.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as own_folder:
+            part = Path(own_folder) / path.name
             yield part
+            umask = os.umask(0)  # it cannot be read otherwise
+            os.umask(umask)
+            part.chmod(0o666 & ~umask)  # safetensors writes files for their owner alone
             os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         remedy = "make room there, or choose another place (the variable TORCH_HOME moves the weights)"
