@@ -36,6 +36,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -1870,6 +1871,53 @@ def test_transfer_in_bfloat16_is_near_that_in_float32():
         assert rough_loss.dtype == torch.float32 or method == "copy"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("flash", [False, True])
+def test_the_map_loss_is_computed_in_float32_under_autocast(flash, dtype):
+    student, teacher = vit("deit_nano").train(), vit("deit_nano", 1, "teacher")
+    module, seen = AttentionTransfer(student, teacher, "distill", flash=flash), []
+    with torch.autocast("cpu", dtype):
+        theirs = module.teacher_routings(pictures())
+        student(pictures(), seen=seen)
+        losses = [module.block_loss(theirs[block], seen[block]) for block in range(4)]
+    assert seen[0].routing.q.dtype == dtype
+    for block, loss in enumerate(losses):
+        ours, wanted = seen[block].routing, theirs[block]
+        exact = distillation_loss(
+            Routing(wanted.q.double(), wanted.k.double()), Routing(ours.q.double(), ours.k.double())
+        )
+        assert loss.dtype == torch.float32 and torch.isclose(loss.double(), exact, rtol=1e-6)
+
+
+FAKE_STUDENTS = [
+    "deit_s standard",
+    *(f"{name} native" for name in "dinov2_s dinov2_reg_s dinov3_s eva02_s clip_b beit_b".split()),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", FAKE_STUDENTS)
+def test_the_forward_pass_is_sound_on_pretended_cuda_tensors(words, dtype):
+    """Shapes, types and devices of the forward pass alone: no number is computed, and backward needs a real GPU."""
+    name, components = words.split()
+    torch.set_autocast_enabled("cuda", dtype != torch.float32)  # torch.autocast switches itself off without a GPU
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(), torch.device("cuda"):
+            config = student_config(name, components, img_size=224)
+            student = ViT(replace(config, depth=2)).train()
+            teacher = ViT(replace(TEACHERS[name].config, img_size=224, depth=2))
+            images = torch.randn(4, 3, 224, 224)
+            outputs = [student(images)]
+            for method, flash in ("copy", None), ("distill", True), ("distill", False):
+                logits, loss = AttentionTransfer(student, teacher, method, flash=flash).train()(images)
+                assert loss.dtype == torch.float32 and loss.is_cuda and loss.shape == ()
+                outputs.append(logits)
+            assert {(x.dtype, x.device.type, tuple(x.shape)) for x in outputs} == {(dtype, "cuda", (4, 1000))}
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
 def test_blocks_are_a_count_a_range_or_a_list():
     for typed, meant in (
         (None, [0, 1, 2, 3]),
@@ -2081,12 +2129,12 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["copy", "distill"])
-@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("method, amp, step", [("copy", "off", 2), ("copy", "fp16", 4), ("distill", "fp16", 5)])
 def test_a_run_that_is_killed_at_any_step_ends_with_the_student_it_would_have_had(
-    method, step, nano, monkeypatch, capsys, small_matching
+    method, amp, step, nano, monkeypatch, capsys, small_matching
 ):
     words = ["--mode", "transfer", "--method", method, *QUICK, "--mixup", 0.8, "--drop-path", 0.2, "--ema", 0.9]
+    words += ["--amp", amp]  # with fp16 the scaler's state goes on too
     inside(monkeypatch, capsys, *words, "--out", "whole")
     seed_step = train.seed_step
 
@@ -2328,10 +2376,52 @@ def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_method
     assert relative(student(images), opened(images)) < 1e-5
 
 
-def test_bfloat16_and_accumulation_train(nano, monkeypatch, capsys, small_matching):
-    words = "--mode transfer --method copy distill --amp bf16 --accumulate 3"
-    inside(monkeypatch, capsys, *QUICK, *words.split())
-    assert len(list(Path("runs").iterdir())) == 2
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_trains_in_all_modes_near_to_float32(amp, nano, monkeypatch, capsys, small_matching):
+    losses = []
+    for precision in "off", amp:
+        words = ["--method", "copy", "distill", *QUICK, "--amp", precision, "--accumulate", 3, "--out", precision]
+        inside(monkeypatch, capsys, *words)
+        losses.append([json.loads(path.read_text())["loss"] for path in sorted(Path(precision).rglob("result.json"))])
+    assert len(losses[1]) == 3 and losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_gradients_are_clipped_after_they_were_unscaled(nano, monkeypatch, capsys, small_matching):
+    clip, norms = train.nn.utils.clip_grad_norm_, []
+    monkeypatch.setattr("train.nn.utils.clip_grad_norm_", lambda *given: norms.append(float(clip(*given))))
+    for amp in "off", "fp16":
+        inside(monkeypatch, capsys, "--mode", "transfer", *QUICK, "--amp", amp, "--out", amp)
+    assert norms[6:8] == pytest.approx(norms[:2], rel=0.05)  # not 65,536 times as large
+
+
+def test_a_step_that_the_scaler_skips_leaves_weights_and_average_and_the_schedule_goes_on(
+    nano, monkeypatch, capsys, small_matching
+):
+    states, seed_step = [], train.seed_step
+
+    class Watched(train.Training):
+        def __init__(self, *given):
+            super().__init__(*given)
+            monkeypatch.setattr("train.seed_step", lambda *at: seed_step(*at) or states.append(self.state()))
+
+        def state(self):
+            rates = {group["lr"] for group in self.optimiser.param_groups}
+            models = self.student, self.average.module
+            return [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models] + [rates]
+
+    overflowing = lambda *given, enabled: scaler(*given, enabled=enabled, init_scale=2.0**40)  # noqa: E731
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr("train.Training", Watched)
+    monkeypatch.setattr("torch.amp.GradScaler", overflowing)
+    words = ["--mode", "transfer", *QUICK, "--epochs", 14, "--ema", 0.9, "--amp", "fp16"]
+    inside(monkeypatch, capsys, *words)
+    same = [torch.equal(a[0], b[0]) for a, b in zip(states, states[1:])]  # of the weights
+    skipped = same.index(False)
+    assert 5 < skipped < 40 and not any(same[skipped:])
+    assert [torch.equal(a[1], b[1]) for a, b in zip(states, states[1:])] == same  # of the average
+    rates = [max(state[2]) for state in states[1:]]  # each is set after its step's state was taken
+    peak = 6e-3 * 16 / 256
+    assert rates == pytest.approx([peak * training.cosine_schedule(step, 42, 4.2) for step in range(41)])
 
 
 def test_accumulating_gradients_gives_the_student_of_the_whole_batch(nano, monkeypatch, capsys, small_matching):
