@@ -31,7 +31,7 @@ from model import ViT, ViTConfig, attention_map
 from support import data, pictures, runs
 from support.arguments import Parser, number_from
 from support.errors import UserError, answer_mistakes
-from support.processes import Processes, mixed_precision, peak_memory
+from support.processes import Processes, mixed_precision, peak_memory, spare_cores
 from support.tables import compare, print_aligned, print_tables, write_csv
 from support.training import evaluate
 from teachers import find, fingerprint, load_teacher, student_config
@@ -67,8 +67,8 @@ def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[
     settings = replace(read_settings(folder), **given)
     if not with_teacher and settings.method != "copy":
         return settings, student, None
-    teacher = build_teacher(settings)
-    if fingerprint(teacher) != runs.read_config(folder)["teacher"]:
+    teacher, known = build_teacher(settings), runs.read_config(folder)["teacher"]  # a baseline knows none
+    if known and fingerprint(teacher) != known:
         raise UserError(
             f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
         )
@@ -100,7 +100,8 @@ def accuracy(args: Namespace) -> None:
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
             title = name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
-            images = data.Loader(dataset, settings.workers if args.workers is None else args.workers, args.device)
+            workers = min(settings.workers, spare_cores()) if args.workers is None else args.workers
+            images = data.Loader(dataset, workers, args.device)
             found = evaluate(model, images, batch_size, args.processes, classes, autocast)
             figures = f"{found['top1']:6.2f} {found['top5']:6.2f} {found['n']:7d} {found['images_per_s']:8.0f}"
             print(f"{folder.name:50} {title:20} {figures}")
@@ -120,10 +121,8 @@ def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dat
         classes = [numbers.get(word, word) for word in classes]
     strange = [word for word in classes if word not in known]
     if strange:
-        raise UserError(
-            f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not among those that "
-            f"the student learnt, such as '{known[0]}'; choose data of the same classes"
-        )
+        problem = f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not among those"
+        raise UserError(f"{problem} that the student learnt, such as '{known[0]}'; choose data of the same classes")
     return dataset, [known.index(word) for word in classes]
 
 
@@ -182,10 +181,11 @@ def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
     if text is None:
         return None if config.class_token else (config.grid // 2, config.grid // 2)
     place = re.fullmatch(r"(\d+),(\d+)", text)  # as 3,4
-    if not place or max(int(place[1]), int(place[2])) >= config.grid:
+    row, column = map(int, place.groups()) if place else (config.grid, 0)
+    if max(row, column) >= config.grid:
         last = config.grid - 1
         raise UserError(f"--patch {text} is not the ROW,COLUMN of a patch, which go from 0,0 to {last},{last}")
-    return int(place[1]), int(place[2])
+    return row, column
 
 
 # The measures of transfer.py and their units. The first two are between teacher and student, the others of each.
@@ -199,7 +199,7 @@ def agreement(args: Namespace) -> None:
     dataset, found = build_data(settings).val, {}
     count = min(64, len(dataset))
     batches = data.Loader(dataset, 0, args.device).read(data.in_order(count, 8))
-    for images, _ in tqdm(batches, desc="maps", leave=False, unit="batch"):
+    for images, _ in tqdm(batches, desc="maps", leave=False):
         pairs = zip(*both_maps(settings, student, teacher, images), strict=True)
         for block, pair in enumerate(pairs):
             for name, value in measures(*pair, student.config).items():

@@ -279,14 +279,14 @@ def wanted(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
 
 
 def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names, float32, and three dimensions for the class token and the positions."""
+    """Our names, contiguous float32, and three dimensions for the class token and the positions."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, ours in RENAMES:
             name = re.sub(pattern, ours, name)
         if name in ("cls_token", "pos_embed"):
             value = value.view((1,) * (3 - value.ndim) + value.shape)  # (1, N, D)
-        put(renamed, name, value.float())
+        put(renamed, name, value.float().contiguous())
     return renamed
 
 

@@ -11,7 +11,6 @@ Read this file after transfer.py: `Settings` has every knob of a run, and `train
 """
 
 import itertools
-import math
 import shlex
 import sys
 import time
@@ -34,7 +33,7 @@ from model import ViT
 from support import runs
 from support.arguments import Parser, add_flags, flag, number_from, parse_blocks
 from support.data import DATASETS, Data, Loader, check_images, find_folder, load_data, plan_epoch
-from support.errors import MISTAKES, UserError, answer_mistakes, in_a_line, not_finite
+from support.errors import UserError, answer_mistakes, in_a_line, not_finite
 from support.processes import Processes, mixed_precision, peak_memory, spare_cores
 from support.tables import Result, compare, print_tables
 from support.training import Meter, cosine_schedule, evaluate, mixing, parameter_groups
@@ -54,8 +53,8 @@ RECIPES = {
     "finetune": PAPER | FINETUNE | dict(epochs=100, lr=5e-4, lr_floor=0.0005, layer_decay=0.65, drop_path=0.1),
     "finetune L": PAPER | FINETUNE | dict(epochs=50, lr=1e-3, lr_floor=0.00025, layer_decay=0.75, drop_path=0.2),
 }
-# These may differ when a run goes on. The teacher is known by its weights, wherever their file is.
-INCIDENTAL = ("data_root", "weights", "device", "amp", "compile", "workers", "accumulate")
+OF_RECIPES = {name for recipe in RECIPES.values() for name in recipe}  # the settings that they decide on
+INCIDENTAL = ("data_root", "device", "amp", "compile", "workers", "accumulate")  # may differ when a run goes on
 VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
 
 SEVERAL = ("teacher", "seed", "data", "mode", "student", "method")  # may have several values, in the order of the runs
@@ -98,7 +97,7 @@ class Settings:
     data_root: str = flag("data", "where data sets are kept", group="data")
     train_images: int | None = flag(None, "a fixed, class-balanced subset of so many", COUNT)
     img_size: int | None = flag(None, "in pixels (the teacher's; 224 for DINOv2)", COUNT)
-    workers: int | None = flag(None, "processes that decode images (one a core; none for matching)", WHOLE)
+    workers: int | None = flag(None, "processes that decode images (the cores, at most 8; none for matching)", WHOLE)
     augment: bool = flag(True, "random crops and flips")
     randaugment: float = flag(0.0, "magnitude of RandAugment; 0 is off", number_from(float, 0, 10))  # arXiv 1909.13719
 
@@ -184,9 +183,9 @@ def recipe_of(settings: Settings) -> dict:
 
 
 def usual_blocks(settings: Settings) -> str | None:
-    """The blocks of a transfer unless told: three quarters of a real teacher's to distill, else all, which is None."""
+    """A transfer's blocks unless told: to distill, three quarters of a real teacher's, and else all, which is None."""
     teacher = find(settings.teacher)
-    distills_real = settings.mode == "transfer" and settings.method == "distill" and teacher.url
+    distills_real = settings.method == "distill" and teacher.url
     return str(teacher.config.depth * 3 // 4) if distills_real else None
 
 
@@ -196,6 +195,7 @@ def settle(settings: Settings) -> Settings:
     data = settings.data or ("imagenette" if teacher.url else "matching")
     if data == "imagenet" or data not in DATASETS:
         find_folder(data, settings.data_root)  # raises if there is none
+        data = str(Path(data))  # one name, however it was typed
     workers = 0 if data == "matching" else spare_cores()  # its images need no decoding
     changes = {
         "data": data,
@@ -213,6 +213,8 @@ def settle(settings: Settings) -> Settings:
     unused = ["weight", "loss"] if changes["method"] == "copy" else unused_by[settings.mode]
     if not settings.needs_teacher:
         unused.append("weights")
+    if data == "matching" or not settings.augment:
+        unused += ["randaugment", "erasing"]
     settings = replace(settings, **changes | {name: getattr(Settings, name) for name in unused})
 
     # A trial with models that have shapes and no memory.
@@ -233,13 +235,16 @@ CONDITIONS = (
 ).split()
 
 
-def conditions_of(settings: Settings) -> tuple[tuple[str, Any], ...]:
-    """(name, value) of what a run must share with others. Published recipes go together, though each has its own."""
+def conditions_of(settings: Settings) -> tuple[tuple[str, Any, Any], ...]:
+    """Of what runs must share: name, value, and what else to compare: "as published" where the run's recipe has it.
+
+    So runs of published recipes can be compared, though each method has a recipe of its own.
+    """
     recipe, conditions = recipe_of(settings), []
     for name in CONDITIONS:
         value = getattr(settings, name)
-        is_published = recipe and value == recipe.get(name, getattr(Settings, name))
-        conditions.append((name, "as published" if is_published else value))
+        is_published = recipe and name in OF_RECIPES and value == recipe.get(name, getattr(Settings, name))
+        conditions.append((name, value, "as published" if is_published else value))
     return tuple(conditions)
 
 
@@ -416,6 +421,8 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
 
         # The epoch's line in the log, with what validation finds, and a checkpoint to go on from.
         checkpoint.check_finite(step)
+        if run.scaler.get_scale() < 1:  # halved again and again, as no step's gradients fit
+            raise not_finite(f"the gradients at step {step} are")
         line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": run.peak * factor}
         spent = time.perf_counter() - begun
         seconds += spent  # of training, before and after stops
@@ -451,10 +458,8 @@ def validation_is_due(epoch: int, epochs: int, train_images: int, val_images: in
 
 def validate(run: Training, model: nn.Module, step: int) -> dict[str, float]:
     """Accuracy on the validation set after that step."""
-    found = evaluate(model, run.val_images, min(256, run.settings.batch_size), run.processes, autocast=run.autocast)
-    if not math.isfinite(found["loss"]):
-        raise not_finite("the loss on the validation images is", step)
-    return found
+    batch_size, when = min(256, run.settings.batch_size), f" after step {step}"
+    return evaluate(model, run.val_images, batch_size, run.processes, autocast=run.autocast, when=when)
 
 
 def finish(run: Training, folder: Path, found: dict[str, float], seconds: float) -> dict:
@@ -496,24 +501,23 @@ def main() -> None:
         for folder, settings in waiting.items():
             try:
                 train_run(settings, folder, processes, command)
-            except MISTAKES as error:  # a grid goes on
+            except Exception as error:  # a grid goes on
                 if processes.world > 1 or len(waiting) == 1:
                     raise  # other processes would not be here: they wait in the middle of the run
-                failed.append(folder)
                 print(f"error: {folder.name}: {in_a_line(error)}", file=sys.stderr)
+                failed.append(folder.name)
     except KeyboardInterrupt:
         if processes.main:
             print(f"\nstopped; go on with: {command}", file=sys.stderr)
         raise
-    finished = [folder for folder in folders if folder not in failed]
+    finished = [folder for folder in folders if folder.name not in failed]
     if processes.main and finished:
         print_tables(compare(list(map(result_of, finished))))
         print(f"next: python eval.py accuracy {shlex.quote(str(finished[-1]))}")
     if dist.is_initialized():
         dist.destroy_process_group()
     if failed:
-        names = ", ".join(folder.name for folder in failed)
-        raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as said above: {names}")
+        raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as said above: {', '.join(failed)}")
 
 
 def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -> dict[Path, Settings]:
@@ -522,13 +526,13 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {args.out}: {error.strerror}; choose another --out") from error
-    for folder in plan if args.fresh else ():
-        processes.first(partial(runs.clear, folder))
     processes.check_same(lambda: list(map(runs.stamps, plan)), args.out)
     waiting = {}
     for folder, settings in plan.items():
-        check_settings(settings, folder)
-        result = runs.read_result(folder)
+        result = None
+        if not args.fresh:
+            check_settings(settings, folder)
+            result = runs.read_result(folder)
         if result is None:
             waiting[folder] = settings  # not begun, or stopped
         elif processes.main:
@@ -540,6 +544,8 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
     needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))
+    for folder in plan if args.fresh else ():  # now that nothing is in the way
+        processes.first(partial(runs.clear, folder))
     return waiting
 
 
@@ -582,17 +588,18 @@ def begin(run: Training, folder: Path, command: str) -> None:
         "classes": run.data.classes,
         "images": [len(run.data.train), len(run.data.val)],
         "steps": run.steps,
+        "processes": run.processes.world,
         "teacher": fingerprint(run.teacher) if run.teacher else None,
         "command": command,
         "versions": {"torch": torch.__version__},
     }
     if (folder / "config.json").is_file():
         held = runs.read_config(folder)
-        for name in ("classes", "images", "steps", "teacher"):  # more processes may have fewer steps an epoch
+        for name in ("classes", "images", "steps", "processes", "teacher"):
             if held[name] != config[name]:
                 remedy = "go on with what it began with, or start over with --fresh"
                 raise UserError(f"{folder} began with other data, processes or weights (other {name}); {remedy}")
-    elif run.processes.main:
+    if run.processes.main:  # what may differ, such as the precision, as it is now
         runs.write_json(folder / "config.json", config)
     run.processes.check_same(partial(runs.stamps, folder), folder)
 

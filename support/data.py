@@ -144,18 +144,21 @@ def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
         remedy = f"its files belong at {root}/{source.files}; delete what was only partly unpacked"
         raise UserError(f"cannot load {name} ({reason}); {remedy}") from error
 
-    parts = []  # training and held-out images
+    parts, counts, wanted = [], [], []  # of training and held-out images; how many are there, and should be
     for part in (train, val):
         part.loader = str  # in sets that open files: items become paths, which `read_image` opens
         if source.kind == "INaturalist":  # it lists files in the disk's order
             part.index.sort()
         labels = [label_of(entry) for entry in getattr(part, source.labels)]
+        paths = list(map(str, getattr(part, "_image_files", getattr(part, "_images", []))))  # where a set lists them
+        counts.append(len(labels) - len(paths) + sum(map(os.path.isfile, paths)))
+        wanted.append(len(labels))
         if source.kind == "OxfordIIITPet":  # it opens files without a loader
-            part = [(str(path),) for path in part._images]
+            part = [(path,) for path in paths]
         parts.append(whole(part, labels))
-    for part, count in zip(parts, COUNTS.get(name, ()), strict=False):
-        if len(part.items) < count:
-            problem = f"{name} is only partly unpacked: {len(part.items):,} of {count:,} images are there"
+    for there, count in zip(counts, COUNTS.get(name, wanted), strict=False):
+        if there < count:
+            problem = f"{name} is only partly unpacked: {there:,} of {count:,} images are there"
             raise UserError(f"{problem}; delete {root}/{source.files}, and start again")
     names = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels))
     classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]  # imagenette's have synonyms
@@ -261,6 +264,8 @@ def read_image(path: str | Path) -> Any:
         try:
             with Image.open(path) as opened:  # and closed again
                 image = to_rgb(opened)
+            if damaged and not image.getbbox():
+                raise ValueError("nothing of it can be decoded")
             if damaged:
                 warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
             return image
@@ -273,11 +278,15 @@ def read_image(path: str | Path) -> Any:
 
 def to_rgb(image: Any) -> Any:
     """A PIL image with three times 8 bits a pixel; 16 bits are scaled, which PIL would cut off at 255."""
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits a pixel, of which nobody knows the range")
+    check_mode(image)
     if image.mode.startswith("I;16"):
         image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
     return image.convert("RGB")
+
+
+def check_mode(image: Any) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError("more than 16 bits a pixel, of which nobody knows the range")
 
 
 def check_images(folder: Path) -> None:
@@ -288,7 +297,8 @@ def check_images(folder: Path) -> None:
         for index, _ in tqdm(part.items, desc="checking images", leave=False, disable=None):
             path, _ = part.source[index]
             try:
-                Image.open(path).close()  # reads the header alone
+                with Image.open(path) as opened:  # reads the header alone
+                    check_mode(opened)
             except Exception as error:  # whatever a broken file makes PIL say
                 raise UserError(f"cannot open {path} as an image ({error}); remove or replace it") from error
 
@@ -419,16 +429,8 @@ class Loader:
         """(images (B, 3, S, S), labels (B,)) of each batch, on the device."""
         self.batches[:] = batches
         on_cuda = self.device.type == "cuda"  # elsewhere a copy that nobody waits for may be read too early
-        try:
-            for images, labels in self.loader:
-                yield images.to(self.device, non_blocking=on_cuda), labels.to(self.device, non_blocking=on_cuda)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker") and "shared memory" not in str(error):
-                raise
-            remedy = "use --workers 0, or give the machine's /dev/shm (of a container: --shm-size) more room"
-            raise UserError(
-                f"a process that decodes images has died, for want of memory as a rule; {remedy}"
-            ) from error
+        for images, labels in self.loader:
+            yield images.to(self.device, non_blocking=on_cuda), labels.to(self.device, non_blocking=on_cuda)
 
 
 def leave_ctrl_c(worker: int) -> None:

@@ -44,9 +44,8 @@ def draw_gains(tables: dict[str, Rows], path: str) -> None:
             lefts = [place - 0.4 + width * number for place in range(len(rows))]
             panel.bar(lefts, list(map(statistics.mean, gains)), width, yerr=spreads, align="edge", label=column)
         panel.axhline(0, color="black", linewidth=1)
-        panel.set_xticks(
-            range(len(rows)), [f"{teacher}\n{family}" for family, teacher in rows], rotation=30, ha="right"
-        )
+        labels = [f"{teacher}\n{family}" for family, teacher in rows]
+        panel.set_xticks(range(len(rows)), labels, rotation=30, ha="right")
         panel.set(title=title, ylabel="gain over the baseline, points")
         panel.grid(axis="y", alpha=0.3)
         if columns:

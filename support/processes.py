@@ -40,12 +40,13 @@ class Processes:
         return total
 
     def first(self, action: Callable) -> Any:
-        """Lets the first process of each machine act, e.g. download, before the others do the same and find it done."""
-        if self.local_rank > 0:
-            dist.barrier()  # waits for the first
-        result = action()
-        if self.local_rank == 0 and self.world > 1:
-            dist.barrier()  # lets the others go on
+        """Lets the first process act, e.g. download, then the first of each machine, then all, who find it done."""
+        turn = 0 if self.main else 1 if self.local_rank == 0 else 2
+        for at in range(3):
+            if at == turn:
+                result = action()
+            if self.world > 1:
+                dist.barrier()  # who has acted, or is to act, waits for the others
         return result
 
     def check_same(self, look: Callable[[], Any], place: str | Path) -> None:
@@ -53,7 +54,7 @@ class Processes:
         for _ in range(self.patience):
             everyones = [look()] * self.world
             if self.world > 1:
-                dist.all_gather_object(everyones, look())
+                dist.all_gather_object(everyones, everyones[0])
             if everyones.count(everyones[0]) == self.world:
                 return
             time.sleep(1)  # a disk that machines share may take its time to show what another one wrote

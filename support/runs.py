@@ -27,7 +27,9 @@ def read_json(path: Path, needed: set[str]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); train the run again with --fresh") from error
     if missing:
-        raise UserError(f"{path} has no {', '.join(sorted(missing))}: it is not of a run that train.py made")
+        raise UserError(
+            f"{path} has no {', '.join(sorted(missing))}: it is of another version; move it, or train --fresh"
+        )
     return content
 
 
@@ -78,7 +80,7 @@ def clear(folder: Path) -> None:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
         for left in folder.glob(f".{name}.*"):
-            shutil.rmtree(left)
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def stamps(folder: Path) -> list[tuple[str, int]]:
@@ -113,7 +115,7 @@ class Checkpoint:
         for name, part in self.parts.items():
             for value in tree_leaves(part.state_dict()):
                 if isinstance(value, Tensor) and not value.isfinite().all():
-                    raise not_finite(f"the {name}'s numbers are", step)
+                    raise not_finite(f"the {name}'s numbers after step {step} are")
 
     def resume(self) -> tuple[int, float]:
         """Takes up the state of the file, if there is one; returns the epochs done, and the seconds that they took."""

@@ -16,7 +16,7 @@ class Result(NamedTuple):
     family: str
     teacher: str  # its name: a baseline serves a teacher whether its weights are trained or random
     title: str  # what the table calls the teacher
-    conditions: tuple[tuple[str, Any], ...]  # (name, value) of what runs must share to be compared
+    conditions: tuple[tuple[str, Any, Any], ...]  # of what runs must share: name, value, and what to compare instead
     column: str  # "baseline", or the method with its student and variant
     seed: int
     top1: float  # in percent
@@ -38,9 +38,14 @@ def compare(results: list[Result]) -> dict[str, Rows]:
     """Tables by title, each of runs that can be compared."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
+    values = {}  # of each condition, over all runs
+    for result in results:
+        for name, value, _ in result.conditions:
+            values.setdefault(name, set()).add(value)
     groups = {}  # by what they must share
     for result in sorted(results, key=lambda result: (result.place, result.title)):
-        groups.setdefault(result.conditions, []).append(result)
+        own = [(name, other if len(values[name]) > 1 else value) for name, value, other in result.conditions]
+        groups.setdefault(tuple(own), []).append(result)
     differ = [together[0][0] for together in zip(*groups, strict=True) if len(set(together)) > 1]
     if differ:
         print(f"{len(groups)} tables: runs that differ in {', '.join(differ)} cannot be compared")
@@ -62,8 +67,8 @@ def rows_of(results: list[Result]) -> Rows:
         if result.teacher_top1 is not None:
             row["its top-1"] = [result.teacher_top1]
         if result.seed not in baselines:
-            print(f"{result.title}, {result.column}, seed {result.seed}: top-1 {result.top1:.1f}, ", end="")
-            print("and no baseline of that seed here: --mode baseline trains one, `eval.py table` compares all")
+            advice = "no baseline of that seed here: --mode baseline trains one, `eval.py table` compares all"
+            print(f"{result.title}, {result.column}, seed {result.seed}: top-1 {result.top1:.1f}, and {advice}")
         elif result.column != "baseline":
             row.setdefault(result.column, []).append(result.top1 - baselines[result.seed])
     return rows

@@ -80,17 +80,19 @@ def evaluate(
     processes: Processes,
     classes: list[int] | slice = slice(None),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    when: str = "",
 ) -> dict[str, float]:
     """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
 
     The model, left in eval mode, makes logits of images, or a tuple that begins with them; `classes` are those that are
-    asked for. The processes share the images, each counted once, and add up what they find.
+    asked for. The processes share the images, each counted once, and add up what they find. Raises a `UserError`, which
+    says `when`, if the loss is not finite.
     """
     start = time.perf_counter()
     model.eval()  # no stochastic depth
     sums = torch.zeros(4, dtype=torch.float64)  # right, right among the best five, loss, images
     batches = in_order(len(loader.dataset), batch_size, processes.rank, processes.world)
-    bar = dict(desc="validation", total=len(batches), unit="batch", leave=False, delay=1, disable=not processes.main)
+    bar = dict(desc="validation", total=len(batches), leave=False, delay=1, disable=not processes.main)
     for images, labels in tqdm(loader.read(batches), **bar):
         with autocast():
             output = model(images)
@@ -100,6 +102,8 @@ def evaluate(
         sums += torch.stack((right[:, 0].sum(), right.any(1).sum(), loss, loss.new_tensor(len(labels)))).cpu()
     top1, top5, loss, n = processes.sum(sums).tolist()
     seconds = time.perf_counter() - start
+    if not math.isfinite(loss):
+        raise not_finite(f"the loss on held-out images{when} is")
     return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n), "images_per_s": n / seconds}
 
 
@@ -121,5 +125,5 @@ class Meter:
         """The averages after that step. Raises a `UserError` if a loss was not finite."""
         loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
         if not math.isfinite(loss):
-            raise not_finite("the loss is", step)
+            raise not_finite(f"the loss at step {step} is")
         return {"loss": loss / images, "transfer_loss": transfer_loss / images, "top1": 100 * right / images}

@@ -60,7 +60,6 @@ def download(url: str, path: Path, otherwise: str) -> None:
 
     Raises a `UserError` for every trouble of the network; it ends with `otherwise`, the other ways to the file.
     """
-    patience = socket.getdefaulttimeout()  # None: for ever
     socket.setdefaulttimeout(60)  # seconds without a byte; torch's download has no limit of its own
     try:
         urllib.request.Request(url)  # a ValueError here, before torch.hub opens a file that it would leave behind
@@ -68,8 +67,6 @@ def download(url: str, path: Path, otherwise: str) -> None:
     except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: HF_ENDPOINT is no address
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise UserError(f"cannot download {url} ({reason}); {otherwise}") from error
-    finally:
-        socket.setdefaulttimeout(patience)
 
 
 def is_safetensors(path: Path) -> bool:
