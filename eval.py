@@ -92,6 +92,8 @@ def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
     print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
     for folder in map(Path, args.runs):
+        if runs.read_config(folder).get("exercise"):
+            raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
         student = teacher = model = None  # of the run before: one at a time is in memory
         settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
@@ -228,6 +230,9 @@ def table(args: Namespace) -> None:
     """Prints what all finished runs below a folder gained over their baselines; writes it with --csv, draws it."""
     results = {}  # by all that two runs differ in
     for path in sorted(Path(args.folder).rglob("config.json")):
+        if runs.read_config(path.parent).get("exercise"):
+            print(f"{path.parent} had a learner's function in it and is left out")
+            continue
         result = result_of(path.parent)
         if result is None:
             print(f"{path.parent} is not finished and is left out")

@@ -1,0 +1,291 @@
+"""What the laws of the exercises share: random inputs, manners, and the place that plugs a function into a transfer.
+
+A law is a function `law(answer, draw)` that raises `Wrong(sentence)` where it does not hold. Its docstring is the line
+that check.py prints. `answer.name(...)` calls the learner's function, `draw` has the inputs.
+"""
+
+import copy
+import inspect
+import math
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model import Routing
+from transfer import AttentionTransfer
+
+SECONDS = 10.0  # that one call of a learner's function may take, unless the laws have a SECONDS of their own
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+
+class Wrong(Exception):
+    """A law does not hold. Its text: a small counterexample in figures, what was expected, and what it means."""
+
+
+class Manners(Wrong):
+    """A call went wrong before its result could be looked at."""
+
+
+class NotBegun(Exception):
+    """The function is still the stub, which raises NotImplementedError."""
+
+
+class TooSlow(BaseException):
+    """A call took too long. No Exception: a learner's `except Exception` must not catch it."""
+
+
+# ---- Random inputs ---------------------------------------------------------------------------------------------------
+
+
+class Draw:
+    """Random inputs for a law. Levels 0, 1, 2, ... are larger and larger; all sizes differ, but see `square`."""
+
+    def __init__(self, seed: int, level: int = 0, dtype: torch.dtype = torch.float64) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.level, self.dtype = level, dtype
+        # Four sizes that differ: two dimensions that are mixed up give a shape that does not fit.
+        self.B, self.H, self.d, self.N = 1 + level, 2 + level, 3 + level, 4 + level
+
+    def square(self) -> "Draw":
+        """The same draw with N = H, where what is meant for heads fits tokens, too, and is broadcast without a word."""
+        same = copy.copy(self)
+        same.N = same.H
+        return same
+
+    def numbers(self, *shape: int) -> Tensor:
+        """Standard normal."""
+        return torch.randn(shape, generator=self.generator, dtype=self.dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """From 0 to 1."""
+        return torch.rand(shape, generator=self.generator, dtype=self.dtype)
+
+    def integer(self, low: int, high: int) -> int:
+        """low <= x < high."""
+        return int(torch.randint(low, high, (), generator=self.generator))
+
+    def routing(
+        self, B: int | None = None, H: int | None = None, N: int | None = None, d: int | None = None, bias: bool = False
+    ) -> Routing:
+        """A routing of random q and k (B, H, N, d); with `bias`, a random one (H, N, N). Sizes are the draw's."""
+        B, H, N, d = B or self.B, H or self.H, N or self.N, d or self.d
+        q, k = self.numbers(2, B, H, N, d)
+        return Routing(q, k, self.numbers(H, N, N) if bias else None)
+
+    def maps(self, count: int = 1, B: int | None = None, H: int | None = None, N: int | None = None) -> list[Tensor]:
+        """Random maps, each (B, H, N, N), whose rows sum to 1."""
+        N = N or self.N
+        return [self.numbers(B or self.B, H or self.H, N, N).softmax(-1) for _ in range(count)]
+
+
+# ---- Comparing and showing -------------------------------------------------------------------------------------------
+
+
+def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
+    """Whether all numbers agree, to 1e-8 in float64 and to 1e-4 in float32, absolute plus relative, unless told."""
+    tolerance = TOLERANCE[a.dtype] if tolerance is None else tolerance
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def worst(a: Tensor, b: Tensor) -> tuple[int, ...]:
+    """The index of the largest difference, for sentences."""
+    apart = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf)
+    return tuple(int(i) for i in torch.unravel_index(apart.argmax(), apart.shape))
+
+
+def shown(x: Tensor | float) -> str:
+    """Numbers as a sentence has them: 0.25, [0.25, 0.75], [[1, 0], [0, 1]]."""
+    if isinstance(x, Tensor) and x.ndim:
+        return f"[{', '.join(shown(part) for part in x)}]"
+    x = 0.0 if abs(x) < 1e-12 else float(x)
+    return f"{x:.0f}" if 1000 <= abs(x) < 1e6 else f"{x:.3g}"
+
+
+def described(value: Any) -> str:
+    """What a value is, for sentences: its type and shape."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if hasattr(value, "_fields"):  # a named tuple, such as Routing
+        parts = (f"{name}: {described(part)}" for name, part in zip(value._fields, value, strict=True))
+        return f"{type(value).__name__}({', '.join(parts)})".replace("a tensor ", "")
+    if isinstance(value, tuple | list):
+        parts = ", ".join(described(part) for part in value)
+        return f"({parts})" if isinstance(value, tuple) else f"[{parts}]"
+    return repr(value) if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
+
+
+# ---- Manners ---------------------------------------------------------------------------------------------------------
+
+
+class Answer:
+    """A learner's functions, guarded by manners: `answer.name(...)` calls `name` on copies of what it is given.
+
+    `returns` has, for every function that is asked for, a function of the same arguments that makes an example of what
+    must come back: its type, shape and dtype count. A class stands for any instance of it. Raises `Wrong` if the call
+    raised, took too long, changed its inputs, or returned something else or numbers that are not finite (unless it is
+    called with allow_infinite=True). Gradients pass through the copies; a torch.Generator is handed over as it is.
+    """
+
+    def __init__(self, module: ModuleType, returns: dict[str, Callable], seconds: float = SECONDS) -> None:
+        self.module, self.returns, self.seconds = module, returns, seconds
+        self.blamed = {}  # by function: what it was first blamed for, which need not be found out twice
+
+    def __getattr__(self, name: str) -> Callable:
+        if name not in self.returns:
+            raise AttributeError(name)
+
+        def call(*args: Any, allow_infinite: bool = False) -> Any:
+            if name not in self.blamed:
+                try:
+                    return self.call(name, args, allow_infinite)
+                except Manners as error:
+                    self.blamed[name] = error
+            raise self.blamed[name]
+
+        return call
+
+    def call(self, name: str, args: tuple, allow_infinite: bool) -> Any:
+        function = getattr(self.module, name, None)
+        if not callable(function):
+            raise Manners(f"There is no function {name} in the file. The stub has its signature: keep that line.")
+        parameters = list(inspect.signature(self.returns[name]).parameters)
+
+        def inputs() -> str:  # for sentences
+            return ", ".join(f"{word} = {described(value)}" for word, value in zip(parameters, args, strict=False))
+
+        expected, given = self.returns[name](*args), copied(args)
+        try:
+            with limit(self.seconds):
+                value = function(*given)
+        except NotImplementedError:
+            raise NotBegun(f"{name} is still the stub") from None
+        except TooSlow:
+            raise Manners(
+                f"{name} did not come back within {self.seconds:g} s, given {inputs()}. Is there a loop without an end?"
+            ) from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too
+            raise Manners(f"{name} raised {place_of(error, self.module)}, given {inputs()}.") from None
+        for parameter, before, after in zip(parameters, args, given, strict=False):
+            if not unchanged(before, after):
+                raise Manners(
+                    f"{name} changed its input {parameter}, which its caller still needs. Compute a new tensor: "
+                    f"without x[...] = ..., x += ... or functions whose names end in _."
+                )
+        if complaint := misfit(value, expected):
+            raise Manners(f"{name} returned {complaint}, given {inputs()}.")
+        if not (allow_infinite or finite(value)):
+            raise Manners(
+                f"{name} returned numbers that are not finite (inf or nan), given {inputs()}. Look for log of 0, exp "
+                f"of a large number, 0 / 0 and inf - inf."
+            )
+        return value
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raises TooSlow inside after so many seconds, where the system has alarms; check.py ends what does not listen."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def copied(value: Any) -> Any:
+    """A copy through which gradients pass."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple | list):
+        parts = [copied(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return copy.deepcopy(value) if isinstance(value, nn.Module) else value
+
+
+def unchanged(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor):
+        return before.shape == after.shape and bool(torch.eq(before, after).logical_or(before != before).all())
+    if isinstance(before, tuple | list):
+        return len(before) == len(after) and all(map(unchanged, before, after))
+    if isinstance(before, nn.Module):
+        return unchanged(list(before.state_dict().values()), list(after.state_dict().values()))
+    return True
+
+
+def misfit(value: Any, expected: Any) -> str:
+    """How a value is not like the expected example: a part of a sentence, or "" where it is."""
+    if isinstance(expected, type):
+        return "" if isinstance(value, expected) else f"{described(value)} where a {expected.__name__} is asked for"
+    if isinstance(expected, float):  # a number
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if is_number else f"{described(value)} where a plain number is asked for (of a tensor: .item())"
+    kind = Tensor if isinstance(expected, Tensor) else type(expected)
+    if not isinstance(value, kind):
+        asked = "None" if expected is None else described(expected)
+        return f"{described(value)} where {asked} is asked for"
+    if isinstance(expected, tuple | list):
+        if len(value) != len(expected):
+            return f"{len(value)} things where {len(expected)} are asked for: {described(expected)}"
+        for number, (part, example) in enumerate(zip(value, expected, strict=True)):
+            if complaint := misfit(part, example):
+                names = getattr(expected, "_fields", range(len(expected)))
+                return f"in its part {names[number]} {complaint}"
+    if isinstance(expected, Tensor):
+        if value.shape != expected.shape:
+            return f"a tensor {tuple(value.shape)} where {tuple(expected.shape)} is asked for"
+        if value.dtype != expected.dtype:
+            return f"{value.dtype} where {expected.dtype} is asked for: keep the dtype of the input"
+    return ""
+
+
+def finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, tuple | list):
+        return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def place_of(error: BaseException, module: ModuleType) -> str:
+    """An exception in one line, and where in the learner's file it came from."""
+    said = (str(error).strip().splitlines() or [""])[0][:200]
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
+    return f"{text}, in line {own[-1].lineno} ({own[-1].line})" if own else f"{text}, before its first line"
+
+
+# ---- Running a law, and running a transfer ---------------------------------------------------------------------------
+
+
+def hold(law: Callable, answer: Answer, seed: int, draws: int = 12, dtype: torch.dtype = torch.float64) -> None:
+    """Runs one law on draws from small to large: the first counterexample is a small one."""
+    for number in range(draws):
+        torch.default_generator.manual_seed(seed)  # for a learner who draws without a generator
+        law(answer, Draw(seed * 1009 + number, number // 2, dtype))  # levels 0, 0, 1, 1, 2, 2, ...
+
+
+def plugged(transfer: AttentionTransfer, function: Callable[[int, Routing], Routing]) -> AttentionTransfer:
+    """The transfer, in which each of the teacher's routings goes through `function(block, routing)` from now on."""
+    look = transfer.teacher_routings
+
+    def teacher_routings(images: Tensor, drops: Tensor | None = None) -> dict[int, Routing]:
+        return {block: function(block, routing) for block, routing in look(images, drops).items()}
+
+    transfer.teacher_routings = teacher_routings
+    return transfer

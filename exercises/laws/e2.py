@@ -1,0 +1,174 @@
+"""the other divergence, by hand (45 min, 8 points)"""
+
+import math
+
+import torch
+from kit import Answer, Draw, Wrong, close, shown, worst
+from torch import Tensor
+
+RETURNS = {"reverse_kl": lambda log_p, logits: (logits[..., 0], logits)}
+
+
+def rows(draw: Draw, *shape: int) -> tuple[Tensor, Tensor]:
+    """A random log p and random logits, both (..., N)."""
+    return draw.numbers(*shape).log_softmax(-1), draw.numbers(*shape)
+
+
+def equal_rows_cost_nothing(answer: Answer, draw: Draw) -> None:
+    """where both rows are the same the value is 0"""
+    log_p, _ = rows(draw, draw.B, draw.N)
+    value, _ = answer.reverse_kl(log_p, log_p)
+    if not close(value, value * 0):
+        (b,) = worst(value, value * 0)
+        raise Wrong(
+            f"p is {shown(log_p[b].exp())}, the logits are log p, so both rows are the same, and the value is "
+            f"{shown(value[b])} instead of 0. (The entropy of p is {shown(-(log_p[b].exp() * log_p[b]).sum())}: is "
+            f"that what you have? A divergence is a cross-entropy less an entropy.)"
+        )
+
+
+def logits_are_logits(answer: Answer, draw: Draw) -> None:
+    """a number added to all logits of a row changes neither value nor slope"""
+    log_p, logits = rows(draw, draw.B, draw.N)
+    shift = 1.0 + draw.uniform(draw.B)
+    for before, after in zip(
+        answer.reverse_kl(log_p, logits), answer.reverse_kl(log_p, logits + shift[:, None]), strict=True
+    ):
+        if not close(after, before):
+            place = worst(after, before)
+            raise Wrong(
+                f"All logits of a row grew by {shown(shift[place[0]])}, and the "
+                f"{'slope' if after.ndim > 1 else 'value'} went from {shown(before[place])} to {shown(after[place])}. "
+                f"softmax ignores what is added to a whole row: logits are not yet logarithms of shares. What makes "
+                f"them so?"
+            )
+
+
+def one_of_two_peaks(answer: Answer, draw: Draw) -> None:
+    """a student on one of two equal peaks pays log 2"""
+    peaks = torch.full((draw.N,), -60.0, dtype=draw.dtype)
+    peaks[:2] = 0.0
+    logits = torch.full((draw.N,), -60.0, dtype=draw.dtype)
+    logits[draw.integer(0, 2)] = 0.0
+    value, _ = answer.reverse_kl(peaks.log_softmax(-1), logits)
+    if not close(value, value * 0 + math.log(2)):
+        raise Wrong(
+            f"p has two peaks of 0.5, the student has all of its row on one of them, and the value is {shown(value)} "
+            f"instead of log 2 = 0.693. The forward divergence asks the student to cover every peak of p, and makes it "
+            f"pay 29.3 here; the reverse one only asks it to go nowhere where p is not. By which of the two rows are "
+            f"the logarithms weighed?"
+        )
+
+
+def no_share_is_too_small(answer: Answer, draw: Draw) -> None:
+    """value and slope are finite and right where a share is exp(-10,000)"""
+    small, large = torch.zeros(2, draw.N, dtype=draw.dtype).unbind()
+    small[0] = -10_000.0  # one token has next to nothing, and the others share the rest
+    for log_p, logits, expected, who in (
+        (small, large, 10_000 / draw.N - math.log(draw.N / (draw.N - 1)), "p"),
+        (large, small, math.log(draw.N / (draw.N - 1)), "The student"),
+    ):
+        value, slope = answer.reverse_kl(log_p.log_softmax(-1), logits, allow_infinite=True)
+        if not (value.isfinite() and slope.isfinite().all()):
+            raise Wrong(
+                f"{who} gives token 0 a share of exp(-10,000) and the {draw.N - 1} others the same: value "
+                f"{shown(value)}, slope {shown(slope)}, where {shown(expected)} is the value. -10,000 is an ordinary "
+                f"number, but exp(-10,000) is 0 in any float, and log 0 is -inf: stay with logarithms, and take exp "
+                f"last."
+            )
+        if not close(value, value * 0 + expected):
+            raise Wrong(
+                f"{who} gives token 0 a share of exp(-10,000) and the {draw.N - 1} others the same: value "
+                f"{shown(value)}, where {shown(expected)} is right. A small number inside a logarithm, or a clamp, "
+                f"keeps it finite, but changes it: stay with logarithms, and take exp last."
+            )
+
+
+def rows_are_apart(answer: Answer, draw: Draw) -> None:
+    """each row is on its own, whatever dimensions stand before it"""
+    for shape in ((draw.N,), (draw.N, draw.N), (draw.B, draw.H, draw.N, draw.N)):
+        log_p, logits = rows(draw, *shape)
+        values, slopes = answer.reverse_kl(log_p, logits)
+        place = tuple(draw.integer(0, size) for size in shape[:-1])
+        value, slope = answer.reverse_kl(log_p[place], logits[place])
+        if not (close(values[place], value) and close(slopes[place], slope)):
+            raise Wrong(
+                f"Inputs {shape}: the row at {list(place)} has value {shown(values[place])} and slope "
+                f"{shown(slopes[place])} among the others, and {shown(value)} and {shown(slope)} alone. Sums and "
+                f"softmax go over the last dimension, and a value (...) meets a row (..., N) as value[..., None]."
+            )
+
+
+def slopes_sum_to_nothing(answer: Answer, draw: Draw) -> None:
+    """the slopes of a row sum to 0"""
+    log_p, logits = rows(draw, draw.B, draw.N)
+    value, slope = answer.reverse_kl(log_p, logits)
+    total = slope.sum(-1)
+    if not close(total, total * 0):
+        (b,) = worst(total, total * 0)
+        raise Wrong(
+            f"A row of slopes {shown(slope[b])} sums to {shown(total[b])}, where the value is {shown(value[b])}. "
+            f"Adding a constant to all logits changes nothing, so a row's slopes sum to 0. Which part of the "
+            f"derivative of softmax takes the mean off?"
+        )
+
+
+def slope_is_the_values(answer: Answer, draw: Draw) -> None:
+    """the slope is that of the value: what a small step of one logit changes, per step"""
+    log_p, logits = rows(draw, draw.N)
+    step, tolerance = (1e-5, 1e-7) if draw.dtype is torch.float64 else (1e-2, 2e-3)
+    steps = step * torch.eye(draw.N, dtype=draw.dtype)  # a row for each logit that moves
+    above, _ = answer.reverse_kl(log_p.expand_as(steps), logits + steps)
+    below, _ = answer.reverse_kl(log_p.expand_as(steps), logits - steps)
+    quotient = (above - below) / (2 * step)
+    _, slope = answer.reverse_kl(log_p, logits)
+    if close(slope, quotient, tolerance):
+        return
+    (n,) = worst(slope, quotient)
+    found = f"A unit more of logit {n} changes the value by {shown(quotient[n])}, and your slope is {shown(slope[n])}."
+    if close(slope, -quotient, tolerance):
+        raise Wrong(f"{found} Yours has the other sign, and training with it would climb.")
+    if close(slope, logits.softmax(-1) - log_p.exp(), tolerance):
+        raise Wrong(
+            f"{found} Yours is s - p. That is the cross-entropy's slope, whose weights p stand still; here the weights "
+            f"are s, and they move with the logits."
+        )
+    raise Wrong(
+        f"{found} Both s and log s depend on every logit: write the value as a sum of s_j t_j, and ask what becomes of "
+        f"each s_j and each t_j when logit {n} grows."
+    )
+
+
+def is_done_by_hand(answer: Answer, draw: Draw) -> None:
+    """it works without autograd"""
+    with torch.inference_mode():
+        try:
+            answer.reverse_kl(*rows(draw, draw.N))
+        except Wrong as error:
+            raise Wrong(
+                f"Under torch.inference_mode(), where autograd records nothing, it goes wrong: {error} The slope is to "
+                f"be worked out on paper: then it costs one line and no graph."
+            ) from None
+
+
+slope_is_the_values.needs = [equal_rows_cost_nothing, slopes_sum_to_nothing]
+slopes_sum_to_nothing.needs = one_of_two_peaks.needs = [equal_rows_cost_nothing, logits_are_logits]
+no_share_is_too_small.needs = [one_of_two_peaks]
+is_done_by_hand.needs = [slope_is_the_values]
+
+LAWS = [
+    logits_are_logits,
+    equal_rows_cost_nothing,
+    one_of_two_peaks,
+    no_share_is_too_small,
+    rows_are_apart,
+    slopes_sum_to_nothing,
+    slope_is_the_values,
+    is_done_by_hand,
+]
+
+HINTS = [
+    "With s = softmax(logits) and t = log s - log p the value is the sum of s_j t_j. Begin with log_softmax.",
+    "One unit of logit i adds s_i (1 - s_i) to s_i, and -s_j s_i to another s_j: to their logarithms 1 - s_i and -s_i.",
+    "What comes from log s cancels. What is left of a slope is s_i times how far t_i is from a mean of t. Which?",
+]

@@ -1,0 +1,228 @@
+"""a gate for every head (3 h, 15 points)"""
+
+import torch
+from kit import Answer, Draw, Wrong, close, shown, worst
+from torch import Tensor
+
+from model import Routing, attend
+
+RETURNS = {
+    "gated_read": lambda theirs, own, v, gate: v,
+    "open_gates": lambda raw: raw,
+}
+
+
+def cube(draw: Draw, bias: bool = False) -> tuple[Routing, Routing, Tensor]:
+    """Two routings and v with B = H = N = d: every way to broadcast a gate runs, and only one is right."""
+    n = draw.H
+    theirs, own = (draw.routing(n, n, n, n, bias=bias) for _ in range(2))
+    return theirs, own, draw.numbers(n, n, n, n)
+
+
+def place(index: tuple[int, ...]) -> str:
+    return "image {}, head {}, token {}, feature {}".format(*index)
+
+
+# ---- gated_read ------------------------------------------------------------------------------------------------------
+
+
+def one_copies(answer: Answer, draw: Draw) -> None:
+    """gated_read: with a gate of 1 every head reads with the teacher's map"""
+    theirs, own, v = cube(draw)
+    read, copied, alone = (
+        answer.gated_read(theirs, own, v, torch.ones_like(v[0, :, 0, 0])),
+        attend(theirs, v),
+        attend(own, v),
+    )
+    if close(read, alone):
+        raise Wrong(
+            "All gates are 1 and every head reads with its own map, as if all were 0. A gate of 1 lets the teacher in: "
+            "which of the two maps is yours multiplied with?"
+        )
+    if not close(read, copied):
+        i = worst(read, copied)
+        raise Wrong(
+            f"All gates are 1. At {place(i)}, the teacher's map reads {shown(copied[i])}, the head's own "
+            f"{shown(alone[i])}; you read {shown(read[i])}. A gate of 1 copies: nothing of the head's own map is "
+            "left. (Gates come here as numbers from 0 to 1, and are used as they are.)"
+        )
+
+
+def zero_is_own(answer: Answer, draw: Draw) -> None:
+    """gated_read: with a gate of 0 every head reads with its own map"""
+    theirs, own, v = cube(draw)
+    read, alone = answer.gated_read(theirs, own, v, torch.zeros_like(v[0, :, 0, 0])), attend(own, v)
+    if not close(read, alone):
+        i = worst(read, alone)
+        raise Wrong(
+            f"All gates are 0. At {place(i)}, the head's own map reads {shown(alone[i])}, the teacher's "
+            f"{shown(attend(theirs, v)[i])}; you read {shown(read[i])}. With 0 the teacher is not heard at all, and "
+            f"the student is a baseline."
+        )
+
+
+def biases(answer: Answer, draw: Draw) -> None:
+    """gated_read: each routing is read with its own bias"""
+    theirs, own, v = cube(draw, bias=True)
+    for gate, routing, whose in ((1.0, theirs, "teacher's"), (0.0, own, "head's own")):
+        read, expected = answer.gated_read(theirs, own, v, torch.full_like(v[0, :, 0, 0], gate)), attend(routing, v)
+        if not close(read, expected):
+            i = worst(read, expected)
+            raise Wrong(
+                f"Both routings have a bias and all gates are {gate:g}. At {place(i)}, you read {shown(read[i])}; the "
+                f"{whose} map, bias included, reads {shown(expected[i])} (without it "
+                f"{shown(attend(routing._replace(bias=None), v)[i])}). A routing is q, k and bias."
+            )
+
+
+def head_by_head(answer: Answer, draw: Draw) -> None:
+    """gated_read: each gate belongs to one head, also where there are as many tokens, images or features as heads"""
+    theirs, own, v = cube(draw)
+    gate = torch.zeros_like(v[0, :, 0, 0])
+    gate[0] = 1  # the first head copies
+    read, copied, alone = answer.gated_read(theirs, own, v, gate), attend(theirs, v), attend(own, v)
+    expected = torch.cat((copied[:, :1], alone[:, 1:]), 1)
+    if close(read, expected):
+        return
+    n = len(gate)
+    chosen = {"image": 0, "token": 2, "feature": 3}
+    for word, dim in chosen.items():
+        there = torch.cat((copied.narrow(dim, 0, 1), alone.narrow(dim, 1, n - 1)), dim)
+        if close(read, there):
+            raise Wrong(
+                f"{n} heads, {n} images, {n} tokens, {n} features; the gate of head 0 is 1, all others are 0. What is "
+                f"copied is not head 0 but {word} 0 of every head. A gate (H,) meets (B, H, N, d) from the right, "
+                "where broadcasting begins: how many dimensions must follow it?"
+            )
+    head = worst(read, expected)[1]
+    raise Wrong(
+        f"The gate of head 0 is 1, all others are 0. Head 0 should read with the teacher's map and the others with "
+        f"their own; head {head} does not. Does each head have a gate of its own?"
+    )
+
+
+def half(answer: Answer, draw: Draw) -> None:
+    """gated_read: half one-hot and half uniform over four tokens reads 0.625"""
+    zeros = torch.zeros(1, 1, 4, 1, dtype=draw.dtype)
+    v = zeros.clone()
+    v[0, 0, 2] = 1  # token 2 has something to give
+    sure, unsure = Routing(zeros + 1, 1000 * v), Routing(zeros, zeros)
+    read = answer.gated_read(sure, unsure, v, zeros.new_full((1,), 0.5))
+    if not close(read, zeros + 0.625):
+        raise Wrong(
+            f"Of four tokens only token 2 has a v of 1. The teacher looks at it alone and reads 1, the head looks "
+            f"everywhere and reads 0.25; half and half is 0.625, and you read {shown(read[0, 0, 0, 0])}. What is mixed "
+            f"before the softmax (q, k or logits) multiplies maps: whoever is sure outvotes who is not, whatever the "
+            f"gate. Mix shares."
+        )
+
+
+def straight(answer: Answer, draw: Draw) -> None:
+    """gated_read: halfway between two gates lies halfway between what they read"""
+    theirs, own, v = draw.routing(), draw.routing(), draw.numbers(draw.B, draw.H, draw.N, draw.d)
+    low, high = draw.uniform(2, draw.H)
+    first, last = answer.gated_read(theirs, own, v, low), answer.gated_read(theirs, own, v, high)
+    between, expected = answer.gated_read(theirs, own, v, (low + high) / 2), (first + last) / 2
+    if not close(between, expected):
+        b, h, i, c = worst(between, expected)
+        raise Wrong(
+            f"Head {h}: gates of {shown(low[h])} and {shown(high[h])} read {shown(first[b, h, i, c])} and "
+            f"{shown(last[b, h, i, c])}. A gate of {shown((low + high)[h] / 2)} is halfway, and should read "
+            f"{shown(expected[b, h, i, c])}; you read {shown(between[b, h, i, c])}. A gate is a share: the read "
+            f"follows it in a straight line, or its value means nothing."
+        )
+
+
+def gradients(answer: Answer, draw: Draw) -> None:
+    """gated_read: the gates, v and the head's own q and k get gradients, the teacher none"""
+    theirs, own, v = draw.routing(), draw.routing(), draw.numbers(draw.B, draw.H, draw.N, draw.d)
+    gate = draw.uniform(draw.H)
+    learnt = {"gate": gate, "v": v, "own.q": own.q, "own.k": own.k}
+    for x in (*learnt.values(), theirs.q, theirs.k):
+        x.requires_grad_()
+    read = answer.gated_read(theirs, own, v, gate)
+    target = draw.numbers(draw.B, draw.H, draw.N, draw.d)
+    found = [None] * (len(learnt) + 2)
+    if read.requires_grad:
+        inputs = (*learnt.values(), theirs.q, theirs.k)
+        found = torch.autograd.grad((read * target).sum(), inputs, allow_unused=True)
+    for name, gradient in zip(learnt, found[:-2], strict=True):
+        if gradient is None or not gradient.count_nonzero():
+            raise Wrong(
+                f"{name} moves what is read, but gets no gradient: it would stay what it is at the start. Is it turned "
+                f"into a plain number (.item(), float), detached, or used under no_grad?"
+            )
+    if any(gradient is not None and gradient.count_nonzero() for gradient in found[-2:]):
+        raise Wrong(
+            "The teacher's q and k get a gradient. In training they would have none to get, as teacher_routings runs "
+            "under no_grad; but a function that is right alone says so itself. The teacher is looked at, not taught."
+        )
+
+
+zero_is_own.needs = [one_copies]
+biases.needs = head_by_head.needs = half.needs = [one_copies, zero_is_own]
+straight.needs = gradients.needs = [head_by_head, half]
+
+
+# ---- open_gates ------------------------------------------------------------------------------------------------------
+
+
+def half_open(answer: Answer, draw: Draw) -> None:
+    """open_gates: 0 is a gate half open, far below is shut, far above is open"""
+    raw = torch.tensor([-1000.0, 0.0, 1000.0], dtype=draw.dtype)
+    gate, expected = answer.open_gates(raw), torch.tensor([0, 0.5, 1], dtype=draw.dtype)
+    if not close(gate[1], expected[1]):
+        raise Wrong(
+            f"raw is [-1000, 0, 1000] and your gates are {shown(gate)}; the middle one should be 0.5. At the start no "
+            f"head has a reason to follow the teacher or not."
+        )
+    if not close(gate, expected):
+        raise Wrong(
+            f"raw is [-1000, 0, 1000] and your gates are {shown(gate)}, should be [0, 0.5, 1]. An optimiser knows no "
+            "bounds. With a gate of 3 a head would read three times the teacher less twice its own: no mixture any "
+            "more."
+        )
+
+
+def apart(answer: Answer, draw: Draw) -> None:
+    """open_gates: each gate depends on its own number alone"""
+    raw = draw.numbers(draw.H)
+    other = raw.clone()
+    other[0] += 1
+    before, after = answer.open_gates(raw), answer.open_gates(other)
+    if not close(before[1:], after[1:]):
+        raise Wrong(
+            f"raw of head 0 rose by 1, and the gates went from {shown(before)} to {shown(after)}: head 1 moved, too. "
+            f"Heads do not compete for the teacher: all of them may follow, or none."
+        )
+
+
+def never_stuck(answer: Answer, draw: Draw) -> None:
+    """open_gates: a gate rises with its number, and can come back from both ends"""
+    raw = torch.tensor([-6.0, -1.0, 0.0, 1.0, 6.0], dtype=draw.dtype)
+    gate = answer.open_gates(raw)
+    if not (gate.diff() > 0).all():
+        raise Wrong(
+            f"raw of -6, -1, 0, 1, 6 makes gates of {shown(gate)}, which do not rise from each to the next. Where a "
+            "gate is flat it has no gradient: one that an early step pushed there never comes back."
+        )
+    raw.requires_grad_()
+    gate = answer.open_gates(raw)
+    slopes = torch.autograd.grad(gate.sum(), raw)[0] if gate.requires_grad else torch.zeros_like(raw)
+    if not (slopes > 0).all():
+        raise Wrong(
+            f"raw of -6, -1, 0, 1, 6: the slopes of your gates are {shown(slopes)}, should all be above 0. A gate "
+            f"without a slope is a constant, not a parameter."
+        )
+
+
+apart.needs = never_stuck.needs = [half_open]
+
+LAWS = [one_copies, zero_is_own, biases, head_by_head, half, straight, gradients, half_open, apart, never_stuck]
+HINTS = [
+    "Reading is linear in the map: a map that is half one and half the other reads the half of both reads.",
+    "gated_read: call attend twice. Give the gate two more dimensions, (H, 1, 1), before it meets (B, H, N, d), and "
+    "detach each part of theirs (bias may be None). open_gates: which function takes all numbers to 0 to 1?",
+    "gate * (what the teacher's map reads) + (1 - gate) * (what its own map reads). The logistic function, "
+    "Tensor.sigmoid, is 0.5 at 0 and flat nowhere.",
+]

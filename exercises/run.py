@@ -1,0 +1,311 @@
+"""Trains, or looks, with a learner's function in its place: predict, then look.
+
+    python exercises/run.py 4 --radius 0 1 3 -- --mode transfer --method copy --seed 0 1 2
+
+What stands before `--` is the exercise's own, what stands behind it is for train.py. It does not start while the
+heading "Prediction" of the written answer is empty. Its runs, below runs/exercises, never look like true ones:
+config.json names the exercise, and eval.py's table and accuracy refuse them.
+"""
+
+import hashlib
+import json
+import shlex
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(path) for path in (ROOT, HERE) if str(path) not in sys.path]
+
+import torch  # noqa: E402
+from examine import load  # noqa: E402
+from grade import prediction_hash, written  # noqa: E402
+from kit import Wrong, plugged  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import eval as evaluation  # noqa: E402
+import model  # noqa: E402
+import teachers  # noqa: E402
+import train  # noqa: E402
+from model import Routing, ViT, attention_map  # noqa: E402
+from support import data, runs  # noqa: E402
+from support.arguments import Parser, number_from  # noqa: E402
+from support.errors import UserError, answer_mistakes  # noqa: E402
+from support.matching import layout, matching  # noqa: E402
+from support.processes import Processes  # noqa: E402
+from transfer import AttentionTransfer, measures  # noqa: E402
+
+CONTROLS = ("true", "other_image", "no_image", "random")
+
+
+# ---- Training with a function in its place ---------------------------------------------------------------------------
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Puts something in the place of `owner.name` for a while."""
+    usual = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, usual)
+
+
+def train_grid(args: Namespace, label: str, words: list[str], change: Callable = lambda transfer: None) -> list[Path]:
+    """Trains what train.py would with those words, each transfer changed by `change`; returns the runs' folders."""
+    options = train.parse_arguments(words)
+    plan = train.plan_runs(options)
+    processes, folders = Processes(plan[0].device), []
+    build_model = train.build_model
+
+    def changed(*given: Any) -> nn.Module:
+        transfer = build_model(*given)
+        if isinstance(transfer, AttentionTransfer):
+            change(transfer)
+        return transfer
+
+    for settings in plan:
+        folder = Path(options.out) / "exercises" / f"e{args.exercise}" / label / train.run_name(settings)
+        folders.append(folder)
+        record = {"number": args.exercise, "arguments": args.words, "prediction": args.prediction, "answer": args.hash}
+        if is_finished(folder, record):
+            continue
+        runs.clear(folder)
+        teacher = train.build_teacher(settings) if settings.needs_teacher else None
+        with replaced(train, "build_model", changed):
+            run = train.Training(settings, train.build_data(settings), teacher, processes)
+            train.begin(run, folder, shlex.join(["python", "exercises/run.py", *args.words]))
+            config = runs.read_config(folder) | {"exercise": record}
+            runs.write_json(folder / "config.json", config)
+            with tqdm(total=run.steps, desc=f"{label} {folder.name}", unit="step") as bar:
+                train.train(run, folder, bar)
+    return folders
+
+
+def is_finished(folder: Path, record: dict) -> bool:
+    """Whether a run of the same answer is there. One of another prediction stays, too, with what was predicted then."""
+    if runs.read_result(folder) is None:
+        return False
+    return runs.read_config(folder).get("exercise", {}).get("answer") == record["answer"]
+
+
+def tell(label: str, folders: list[Path]) -> None:
+    """One line: top-1 on held-out images, mean and deviation over seeds, and on the training images at the end."""
+    held_out = [runs.read_result(folder)["top1"] for folder in folders]
+    training = statistics.mean(runs.read_log(folder)[-1]["top1"] for folder in folders)
+    spread = f" ± {statistics.stdev(held_out):.1f}" if len(held_out) > 1 else ""
+    print(f"{label:24} top-1 {statistics.mean(held_out):.1f}{spread}   on training images {training:.1f}")
+
+
+# ---- The eight -------------------------------------------------------------------------------------------------------
+
+
+def exercise_1(args: Namespace, answer: ModuleType) -> None:
+    for condition in args.condition:
+
+        def stretched(block: int, r: Routing, condition: float = condition) -> Routing:
+            """The same maps from other q and k, whose largest stretch is `condition` times the smallest."""
+            H, d = r.q.shape[1], r.q.shape[-1]
+            generator = torch.Generator().manual_seed(block)
+            left, right = torch.linalg.qr(torch.randn(2, H, d, d, generator=generator))[0]
+            stretches = condition ** torch.linspace(-0.5, 0.5, d)
+            return answer.same_map(r, (left * stretches) @ right, torch.zeros(H, d))
+
+        what = "-".join(["condition", f"{condition:g}", "q" if "q" in args.train else "map"])
+        tell(what, train_grid(args, what, args.train, lambda transfer, f=stretched: plugged(transfer, f)))
+
+
+def exercise_2(args: Namespace, answer: ModuleType) -> None:
+    def row_loss(p: Tensor, log_s: Tensor) -> Tensor:
+        """The learner's value, whose gradient is the learner's slope."""
+        value, slope = answer.reverse_kl(p.clamp_min(torch.finfo(p.dtype).tiny).log().detach(), log_s.detach())
+        surrogate = (slope * log_s).sum(-1)
+        return value + surrogate - surrogate.detach()
+
+    tell("reverse", train_grid(args, "reverse", args.train, lambda transfer: setattr(transfer, "row_loss", row_loss)))
+
+
+@torch.inference_mode()
+def exercise_3(args: Namespace, answer: ModuleType) -> None:
+    count = 1000
+    plan = layout(count, data.VAL_SEED)
+    right = plan.cells.gather(1, plan.cue[:, None]).squeeze(1)  # the cell of the cued glyph
+    print(f"how often the cued glyph is first of four, in % of {count:,} images; guessing has 25")
+    for folder in args.runs:
+        settings, student = train.read_settings(folder), evaluation.load_student(folder)
+        images = data.normalise(matching(count, data.VAL_SEED)[0], *teachers.find(settings.teacher).normalisation)
+        both = evaluation.both_maps(settings, student, train.build_teacher(settings), images)
+        for side, maps in zip(("teacher", Path(folder).name), both, strict=True):
+            for keep in args.keep:
+                patches = answer.rollout(maps, torch.full((len(maps),), keep))[:, 0, student.config.prefix :]
+                first = plan.cells.gather(1, patches.gather(1, plan.cells).argmax(1, keepdim=True)).squeeze(1)
+                print(f"{side:44} keep {keep:g}: {100 * (first == right).float().mean():.0f}")
+
+
+def exercise_4(args: Namespace, answer: ModuleType) -> None:
+    for radius in args.radius:
+
+        def change(transfer: AttentionTransfer, radius: int = radius) -> None:
+            plugged(transfer, lambda block, r: answer.windowed(r, transfer.student.config, radius))
+
+        tell(f"radius {radius}", train_grid(args, f"radius-{radius}", args.train, change))
+
+
+def exercise_5(args: Namespace, answer: ModuleType) -> None:
+    def other_image(block: int, r: Routing) -> Routing:
+        # A generator of the same seed for all blocks: all look at the same other image. One alone has no other.
+        return answer.other_image(r, torch.Generator().manual_seed(0)) if len(r.q) > 1 else r
+
+    functions = {"other_image": other_image, "no_image": lambda block, r: answer.no_image(r)}
+    for control in args.control:
+        words = ["--mode", "transfer", *args.train, *(["--weights", "random"] if control == "random" else [])]
+        function = functions.get(control, lambda block, r: r)
+        tell(control, train_grid(args, control, words, lambda transfer, f=function: plugged(transfer, f)))
+
+
+def only_itself(r: Routing) -> Routing:
+    """Each token looks at itself alone: attend(only_itself(r), x) is x."""
+    H, N = r.q.shape[1:3]
+    bias = torch.full((N, N), -torch.inf, device=r.q.device).fill_diagonal_(0)
+    return Routing(torch.zeros_like(r.q), torch.zeros_like(r.k), bias.expand(H, N, N))
+
+
+def exercise_6(args: Namespace, answer: ModuleType) -> None:
+    def gated(own: Routing, v: Tensor, theirs: Routing, attention: nn.Module) -> tuple[Routing, Tensor]:
+        # What was read with both maps is handed on as a v that each token reads from itself. Times 20: at the learning
+        # rate of the weights a gate would hardly move.
+        return only_itself(own), answer.gated_read(theirs, own, v, answer.open_gates(20 * attention.raw_gate))
+
+    def change(transfer: AttentionTransfer) -> None:
+        blocks = transfer.student.blocks
+        for block in blocks:
+            block.attn.raw_gate = nn.Parameter(torch.zeros(block.attn.heads, device=block.attn.qkv.weight.device))
+        transfer.reroutes = lambda theirs: {
+            number: partial(gated, theirs=routing, attention=blocks[number].attn) for number, routing in theirs.items()
+        }
+
+    folders = train_grid(args, "gates", ["--mode", "transfer", "--method", "copy", *args.train], change)
+    tell("gates", folders)
+    tensors = [evaluation.load_file(folder / "student.safetensors") for folder in folders]
+    names = sorted(name for name in tensors[0] if name.endswith("raw_gate"))
+    for number, name in enumerate(names):
+        gates = torch.stack([answer.open_gates(20 * held[name]) for held in tensors])  # (seeds, H)
+        heads = " ".join(f"{gate:.2f}" for gate in gates.mean(0))
+        print(f"block {number}: gates by head {heads}; mean {gates.mean():.2f} ± {gates.mean(1).std():.2f}")
+
+
+def exercise_7(args: Namespace, answer: ModuleType) -> None:
+    with_null = partial(replaced, model, "Attention", answer.NullAttention)
+    name, usual = "deit_nano", teachers.load_teacher("deit_nano")
+    path = Path("runs/exercises/e7") / f"teacher-{args.hash}.safetensors"
+    with with_null():
+        teachers.pretrain(name, path)
+        null = teachers.build(name, path, teachers.find(name).config).eval().requires_grad_(False)
+    images = data.load_data("matching", "", 32, teachers.find(name).normalisation).val
+    images = torch.stack([images[number][0] for number in range(256)])
+    show_sinks(answer, images, usual, null)
+    build_student = train.build_student
+
+    def student_with_null(*given: Any) -> ViT:
+        with with_null():
+            return build_student(*given)
+
+    for teacher in ("none", "usual", "null"):
+        for student in ("standard", "null"):
+            words = ["--mode", "baseline" if teacher == "none" else "transfer", *args.train]
+            with (
+                replaced(train, "build_teacher", lambda settings, t=teacher: null if t == "null" else usual),
+                replaced(train, "build_student", student_with_null if student == "null" else build_student),
+            ):
+                label = f"teacher {teacher}, student {student}"
+                tell(label, train_grid(args, label.replace(", ", "-").replace(" ", "-"), words))
+
+
+@torch.inference_mode()
+def show_sinks(answer: ModuleType, images: Tensor, usual: ViT, null: ViT) -> None:
+    """What the strongest token gets of a row, in both teachers, and what leaks to the null key, by block."""
+    seen = {usual: [], null: []}
+    for teacher, attended in seen.items():
+        teacher(images, seen=attended)
+    for number, (plain, other) in enumerate(zip(seen[usual], seen[null], strict=True)):
+        maps = attention_map(plain.routing), attention_map(other.routing)
+        leak = answer.read_with_null(other.routing, other.v, null.blocks[number].attn.null)[1]
+        kept = maps[1] * (1 - leak)[..., None]
+        usual_sink, null_sink = (measures(m, m, usual.config)["sink"][0].mean() for m in (maps[0], kept))
+        heads = " ".join(f"{share:.2f}" for share in leak.mean((0, 2)))
+        print(f"block {number}: sink {usual_sink:.2f}, with a null key {null_sink:.2f}; leak by head {heads}")
+
+
+def exercise_8(args: Namespace, answer: ModuleType) -> None:
+    try:
+        gains = json.loads((HERE / "staff" / "gains.json").read_text())
+        from staff.degraded import all_degraded
+    except (OSError, ImportError) as error:
+        raise UserError("the degraded teachers are kept by the staff; ask for your rank correlation") from error
+    teacher = teachers.load_teacher("deit_nano")
+    images = data.load_data("matching", "", 32, teachers.find("deit_nano").normalisation).val
+    items = [images[number] for number in range(512)]
+    pictures, labels = torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+    scores = {name: answer.score(worse, pictures, labels) for name, worse in all_degraded(teacher).items()}
+    for name, score in sorted(scores.items(), key=lambda item: item[1]):
+        print(f"{name:12} score {score:.4g}, gain {gains[name]:.1f}")
+    both = torch.tensor([[scores[name], gains[name]] for name in scores], dtype=torch.float64)
+    ranks = both.argsort(0).argsort(0).double()
+    print(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
+
+
+# ---- Command line ----------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(words: list[str] | None = None) -> Namespace:
+    words = sys.argv[1:] if words is None else words
+    cut = words.index("--") if "--" in words else len(words)
+    own, for_train = words[:cut], words[cut + 1 :]
+    parser = Parser(description=__doc__)
+    parser.add_argument("exercise", type=int, choices=range(1, 9), metavar="N", help="1 to 8")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, of exercise 3")
+    parser.add_argument(
+        "--condition", nargs="+", type=number_from(float, 1), default=[1, 10, 100], help="of exercise 1"
+    )
+    parser.add_argument("--keep", nargs="+", type=number_from(float, 0, 1), default=[0, 0.5], help="of exercise 3")
+    parser.add_argument("--radius", nargs="+", type=number_from(int, 0), default=[0, 1, 3], help="of exercise 4")
+    parser.add_argument("--control", nargs="+", choices=CONTROLS, default=CONTROLS, help="of exercise 5")
+    parser.add_argument(
+        "--answers", type=Path, default=ROOT / "answers", metavar="DIR", help="where answers are (answers)"
+    )
+    args = parser.parse_args(own)
+    if args.runs and args.exercise != 3:
+        raise UserError("only exercise 3 takes finished runs; words for train.py stand behind --")
+    if for_train:
+        train.parse_arguments(for_train)  # a mistake in them is answered now
+    args.words, args.train = words, for_train
+    return args
+
+
+def main(words: list[str] | None = None) -> None:
+    args = parse_arguments(words)
+    path, page = (args.answers / f"e{args.exercise}.{suffix}" for suffix in ("py", "md"))
+    if not path.is_file():
+        raise UserError(f"{path} is not there; python exercises/check.py --start makes it")
+    prediction = written(page).get("Prediction", "")
+    if not prediction:
+        raise UserError(f"{page} has no prediction yet; write down what you expect, and why, before you look")
+    args.prediction, args.hash = prediction_hash(prediction), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    try:
+        globals()[f"exercise_{args.exercise}"](args, load(path))
+    except (Wrong, NotImplementedError) as error:
+        advice = f"python exercises/check.py {args.exercise} shows what is wrong"
+        raise UserError(f"{path} does not work yet ({' '.join(str(error).split())[:200]}); {advice}") from error
+
+
+if __name__ == "__main__":
+    answer_mistakes(main)

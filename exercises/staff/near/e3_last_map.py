@@ -1,0 +1,7 @@
+# says: should be made of itself alone
+# What eval.py maps draws: where the last block looks, averaged over heads.
+from torch import Tensor
+
+
+def rollout(maps: list[Tensor], keep: Tensor) -> Tensor:
+    return maps[-1].mean(1)

@@ -1,0 +1,27 @@
+"""Exercise 7, solved."""
+
+import torch
+from torch import Tensor, nn
+
+from model import Attended, Attention, Reroute, RoPE, Routing, ViTConfig, attend, attention_logits
+
+
+def read_with_null(r: Routing, v: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    # All tokens together weigh exp(logsumexp), the null key exp(null); the softmax of two logits is a sigmoid.
+    leak = (null[:, None] - attention_logits(r).logsumexp(-1)).sigmoid()  # (B, H, N)
+    return (1 - leak)[..., None] * attend(r, v), leak  # what is left is divided among the tokens as before
+
+
+class NullAttention(Attention):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.null = nn.Parameter(torch.zeros(config.heads))
+
+    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
+        B, N, D = x.shape
+        v = self.values(x)
+        routing = reroute if isinstance(reroute, Routing) else self.route(x, rope, bias)
+        if reroute is not None and routing is not reroute:
+            routing, v = reroute(routing, v)
+        read, _ = read_with_null(routing, v, self.null)
+        return Attended(routing, v, self.proj(self.norm(read.transpose(1, 2).reshape(B, N, D))))

@@ -1,0 +1,508 @@
+"""Tests of the checkers, for every exercise on disk: what holds, what fails, and with which sentence.
+
+A solution holds at 50 seeds; a stub is not begun; each wrong answer fails with the sentence in its own first line; each
+sentence is provoked by a wrong answer; mutants of the solutions die, or stand in survivors.txt with a reason; every
+command of a statement parses. The last part runs check.py as learners and teachers do.
+"""
+
+import ast
+import csv
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+STAFF = Path(__file__).resolve().parent
+EXERCISES, ROOT = STAFF.parent, STAFF.parent.parent
+sys.path[:0] = [str(ROOT), str(EXERCISES)]
+
+import check  # noqa: E402
+import grade  # noqa: E402
+from examine import Line, Report, examine, exercises, load, try_laws  # noqa: E402
+from kit import Answer, Draw, Wrong, hold  # noqa: E402
+
+import eval  # noqa: E402
+import train  # noqa: E402
+from support.errors import UserError  # noqa: E402
+
+KNOWN = exercises()
+SOLVED = [number for number in KNOWN if (STAFF / "solutions" / f"e{number}.py").is_file()]
+WRONG = sorted([*STAFF.glob("wrong/e[0-9]_*.py"), *STAFF.glob("near/e[0-9]_*.py")])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors are faster on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def solution(number: int) -> Path:
+    return STAFF / "solutions" / f"e{number}.py"
+
+
+def number_of(path: Path) -> int:
+    return int(path.name[1])
+
+
+def found(path: Path, seed: int = 0, **options) -> list[Line]:
+    """What the laws say of a file."""
+    return list(try_laws(KNOWN[number_of(path)].laws, load(path), seed, **options))
+
+
+# ---- Laws, solutions, wrong answers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", SOLVED)
+def test_the_solution_holds(number):
+    most = getattr(KNOWN[number].laws, "DRAWS", 12)
+    for seed in range(50):
+        lines = found(solution(number), seed, draws=most if seed < 2 else min(4, most))
+        assert [line for line in lines if line.state != "ok"] == [], seed
+    for seed in range(3):
+        lines = found(solution(number), seed, dtype=torch.float32)
+        assert [line for line in lines if line.state != "ok"] == [], f"float32, {seed}"
+
+
+@pytest.mark.parametrize("number", KNOWN)
+def test_the_stub_is_not_begun(number, tmp_path):
+    exercise = KNOWN[number]
+    assert {line.state for line in found(exercise.stub)} <= {"not begun", "waits"}
+    (tmp_path / "e.py").write_text(exercise.stub.read_text() + "\n")
+    assert examine(exercise, tmp_path / "e.py", 0, seconds=0.001).state == "not begun"  # and starts no process
+
+
+@pytest.mark.parametrize("number", KNOWN)
+def test_an_exercise_is_complete(number):
+    exercise, page = KNOWN[number], KNOWN[number].page.read_text()
+    assert page.count("\n") <= 75
+    assert f"{exercise.points} points" in page.splitlines()[0]
+    assert page.lower().startswith(f"# exercise {number}: {exercise.title.lower()}")
+    assert (
+        f"| {number} | {exercise.title} | {exercise.time} | {exercise.points} |"
+        in (EXERCISES / "README.md").read_text()
+    )
+    assert len(exercise.laws.HINTS) == 3 and number in SOLVED
+    assert sum(number_of(path) == number and path.parent.name == "wrong" for path in WRONG) >= 3
+    assert any(number_of(path) == number and path.parent.name == "near" for path in WRONG)
+    asked = {getattr(node, "name", None) for node in ast.parse(exercise.stub.read_text()).body}
+    assert asked >= set(exercise.laws.RETURNS)
+    lines = [law.__doc__.strip() for law in exercise.laws.LAWS]
+    assert len(set(lines)) == len(lines) and not any("\n" in line or line.endswith(".") for line in lines)
+    for law in exercise.laws.LAWS:
+        for need in getattr(law, "needs", []):
+            assert exercise.laws.LAWS.index(need) < exercise.laws.LAWS.index(law)
+
+
+@pytest.mark.parametrize("path", WRONG, ids=lambda path: path.stem)
+def test_a_wrong_answer_meets_its_sentence(path):
+    first, why, *_ = path.read_text().splitlines()
+    assert first.startswith("# says: ") and why.startswith("# ")
+    lines = try_laws(KNOWN[number_of(path)].laws, load(path), 0)
+    sentence = next((line.sentence for line in lines if line.state == "WRONG"), "it holds")  # what one reads first
+    assert first.removeprefix("# says: ") in sentence
+
+
+@pytest.mark.parametrize("number", SOLVED)
+def test_every_sentence_is_provoked(number):
+    laws = KNOWN[number].laws
+    sites = {}  # first and last line of each `raise Wrong`
+    for node in ast.walk(ast.parse(Path(laws.__file__).read_text())):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "Wrong":
+            sites[node.lineno] = node.end_lineno
+    raised = set()
+    for path in [path for path in WRONG if number_of(path) == number]:
+        answer = Answer(load(path), laws.RETURNS)
+        for law in laws.LAWS:  # one that waits, too
+            try:
+                hold(law, answer, 0, draws=min(6, getattr(laws, "DRAWS", 12)))
+            except Exception as error:  # of a law that was to wait, not always a sentence
+                frames = traceback.extract_tb(error.__traceback__)
+                raised |= {frame.lineno for frame in frames if frame.filename == laws.__file__}
+    silent = [first for first, last in sites.items() if raised.isdisjoint(range(first, last + 1))]
+    assert silent == [], f"no wrong answer provokes the sentences of laws/e{number}.py in these lines"
+
+
+# ---- Mutants of the solutions ----------------------------------------------------------------------------------------
+
+SWAPPED = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
+
+
+def variants(node: ast.AST) -> Iterator[ast.AST]:
+    """What could stand in the place of a node: another operator or none, another number, no sign, no transpose."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        yield ast.BinOp(node.right, node.op, node.left)
+    elif isinstance(node, ast.BinOp) and type(node.op) in SWAPPED:
+        yield ast.BinOp(node.left, SWAPPED[type(node.op)](), node.right)
+        yield node.left
+        yield node.right
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
+        yield ast.Compare(node.left, [SWAPPED[type(node.ops[0])]()], node.comparators)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert | ast.Not):
+        yield node.operand
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, ast.Attribute) and node.attr in ("mT", "T"):
+        yield node.value
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """(what was changed, the changed file) for every single change."""
+    tree = ast.parse(source)
+    places = []  # (statement, parent, field, index)
+    for function in [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]:
+        for statement in [node for node in ast.walk(function) if isinstance(node, ast.stmt) and node is not function]:
+            places += [(statement, *place) for place in places_in(statement)]
+    for statement, parent, field, index in places:
+        held = getattr(parent, field)
+        old = held if index is None else held[index]
+        for new in variants(old):
+            before = ast.unparse(statement).splitlines()[0]
+            put(parent, field, index, new)
+            changed = ast.unparse(statement).splitlines()[0], ast.unparse(tree)
+            put(parent, field, index, old)
+            yield f"{before}  ->  {changed[0]}", changed[1]
+
+
+def places_in(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
+    """Where expressions stand below a statement, but not below statements inside of it, nor in types and docstrings."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list"):
+            continue
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if isinstance(child, ast.AST) and not isinstance(child, ast.stmt):
+                yield node, field, index
+                yield from places_in(child)
+
+
+def put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
+
+
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+@pytest.mark.parametrize("number", SOLVED)
+def test_mutants_die(number, tmp_path):
+    survivors = []
+    for change, source in mutants(solution(number).read_text()):
+        path = tmp_path / f"e{number}.py"
+        path.write_text(source)
+        lines = try_laws(KNOWN[number].laws, load(path), 0)
+        if not any(line.state == "WRONG" for line in lines):  # the first one is enough
+            survivors.append(f"e{number}: {change}")
+    listed = [line for line in (STAFF / "survivors.txt").read_text().splitlines() if line.startswith(f"e{number}: ")]
+    assert all(line.partition("  # ")[2] for line in listed), "each survivor has a reason"
+    assert sorted(survivors) == sorted(line.partition("  # ")[0] for line in listed)
+
+
+# ---- Commands --------------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every command in the statements and in README."""
+    found = []
+    for page in sorted(EXERCISES.glob("*.md")):
+        text = page.read_text()
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        lines += re.findall(r"`(python [^`\n]+)`", text)
+        found += [(page.name, line.strip()) for line in lines if line.strip().startswith("python ")]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("page, command", commands())
+def test_a_command_parses(page, command):
+    _, script, *words = shlex.split(command, comments=True)
+    if script == "exercises/run.py":
+        if not (EXERCISES / "run.py").is_file():
+            pytest.skip("run.py is not there yet")
+        importlib.import_module("run").parse_arguments(words)
+        if "--" in words:
+            train.plan_runs(train.parse_arguments(words[words.index("--") + 1 :]))
+    elif script == "train.py":
+        train.plan_runs(train.parse_arguments(words))
+    else:
+        {"exercises/check.py": check, "eval.py": eval}[script].parse_arguments(words)
+
+
+# ---- Manners: what kit.py says ---------------------------------------------------------------------------------------
+
+MANNERS = {
+    "def double(x): return 2 * x": "",
+    "def twice(x): return 2 * x": "There is no function double in the file",
+    "def double(x): return y": "double raised NameError: name 'y' is not defined, in line 1 (def double(x): return y), "
+    "given x = a tensor (2, 3).",
+    "def double(): return 2": "before its first line, given x = a tensor (2, 3).",
+    "import sys\ndef double(x): sys.exit(3)": "double raised SystemExit: 3, in line 2",
+    "def double(x):\n  x *= 2\n  return x": "double changed its input x",
+    "def double(x): x.resize_(1)": "double changed its input x",
+    "def double(x): return None": "double returned None where a tensor (2, 3) is asked for",
+    "def double(x): return 2 * x[0]": "double returned a tensor (3,) where (2, 3) is asked for",
+    "def double(x): return 2 * x.float()": "torch.float32 where torch.float64 is asked for",
+    "def double(x): return x / 0": "double returned numbers that are not finite",
+    "def double(x):\n  while True:\n    try: 1\n    except Exception: pass": "did not come back within 0.1 s",
+}
+
+
+@pytest.mark.parametrize("source", MANNERS)
+def test_manners(source, tmp_path):
+    def law(answer: Answer, draw: Draw) -> None:
+        """it doubles"""
+        answer.double(torch.ones(2, 3, dtype=draw.dtype))
+
+    path = tmp_path / "e.py"
+    path.write_text(source)
+    answer = Answer(load(path), {"double": lambda x: x}, seconds=0.1)
+    if not MANNERS[source]:
+        return hold(law, answer, 0)
+    with pytest.raises(Wrong, match=re.escape(MANNERS[source])):
+        hold(law, answer, 0)
+
+
+def test_what_must_come_back_may_be_parts():
+    from kit import misfit
+
+    from model import Routing
+
+    x = torch.zeros(2)
+    assert misfit((x, 1.0), (x, 0.0)) == "" and misfit(torch.nn.Linear(1, 1), torch.nn.Module) == ""
+    assert "2 things where 1" in misfit([x, x], [x])
+    assert misfit((x, x, None), Routing(x, x)) == "(a tensor (2,), a tensor (2,), None) where Routing(" + (
+        "q: (2,), k: (2,), bias: None) is asked for"
+    )
+    assert misfit(Routing(x, x[:1]), Routing(x, x)) == "in its part k a tensor (1,) where (2,) is asked for"
+    assert "plain number" in misfit(x[0], 0.0) and "Module is asked for" in misfit(x, torch.nn.Module)
+
+
+def test_plugged_changes_what_a_student_copies():
+    from dataclasses import replace
+
+    from kit import plugged
+
+    from model import ViT, ViTConfig
+    from transfer import AttentionTransfer
+
+    config = ViTConfig(img_size=16, patch_size=8, dim=8, depth=2, heads=2, num_classes=3)
+    student, teacher, images = ViT(config), ViT(replace(config, num_classes=0)), torch.randn(2, 3, 16, 16)
+    transfer, blocks = AttentionTransfer(student, teacher, "copy").eval(), []
+    before, _ = transfer(images)
+    same, _ = plugged(transfer, lambda block, routing: blocks.append(block) or routing)(images)
+    other, _ = plugged(transfer, lambda block, routing: routing._replace(q=-routing.q))(images)
+    assert blocks == [0, 1, 0, 1] and same.equal(before) and not other.allclose(before)
+
+
+# ---- check.py, as learners and teachers call it ----------------------------------------------------------------------
+
+
+def test_start_hint_and_table(tmp_path, capsys):
+    folder, place = tmp_path / "answers", ["--answers", str(tmp_path / "answers")]
+    assert check.main(place) == 1
+    assert "begin with: python exercises/check.py --start" in capsys.readouterr().out
+    assert check.main(["--start", *place]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"e{n}.{end}" for n in KNOWN for end in ("md", "py")
+    )
+    assert list(grade.written(folder / "e1.md")) == ["Exercise 1: two routings, one map", *grade.HEADINGS]
+    (folder / "e1.py").write_text("mine")
+    (folder / "e2.md").write_text("## Prediction\n<!-- of what? -->\nless")
+    assert check.main(["--start", *place]) == 0 and (folder / "e1.py").read_text() == "mine"
+    (folder / "e1.py").unlink()
+    capsys.readouterr()
+    assert check.main(place) == 1
+    table = capsys.readouterr().out
+    assert table.count("not begun") == len(KNOWN) and "1 of 5" in table and "# Exercise 1: two routings" in table
+    for number in (1, 2, 3):
+        assert check.main(["1", "--hint", *place]) == 0
+        assert capsys.readouterr().out == f"hint {number} of 3: {KNOWN[1].laws.HINTS[number - 1]}\n"
+    assert check.main(["1", "--hint", *place]) == 0
+    assert capsys.readouterr().out.count("of 3: ") == 3 and check.hints_given(folder) == {"1": 3}
+    assert check.main(["1", *place]) == 1
+    assert "not begun: its page is exercises/e1.md" in capsys.readouterr().out
+    (folder / ".hints.json").write_text("[broken")
+    assert check.hints_given(folder) == {}
+
+
+def test_bad_files_are_answered_and_the_others_checked(tmp_path, capsys, monkeypatch):
+    """Each in a process of its own, as a learner has them."""
+    reports = {}
+
+    def noted(exercise, path, seed, seconds):
+        reports[exercise.number] = examine(exercise, path, seed, seconds)
+        return reports[exercise.number]
+
+    monkeypatch.setattr(check, "examine", noted)
+    bad = {
+        1: solution(1).read_text()
+        + "\nimport os\nfor _ in range(10_000):\n    print('here' * 99)\nos.system('echo there')",
+        2: "def reverse_kl(log_p, logits:\n    return 1",
+        3: "import os\nif os.fork() == 0:\n    while True: pass\n\ndef rollout(maps, keep):\n    os._exit(0)",
+    }
+    for number, text in bad.items():
+        (tmp_path / f"e{number}.py").write_text(text)
+    assert check.main(["--answers", str(tmp_path)]) == 1
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    states = {row[1].strip(): row[5].strip() for row in table}
+    assert [states[str(number)] for number in bad] == ["holds", "WRONG", "WRONG"]
+    assert reports[1].printed.startswith("herehere") and len(reports[1].printed) == 1000
+    assert reports[2].mistake.startswith("The file does not parse: '(' was never closed, in line 1")
+    assert reports[3].mistake.startswith("It ended its own process before the laws were through.")
+    check.print_report(KNOWN[1], tmp_path / "e1.py", reports[1])
+    assert "it printed:\n  herehere" in capsys.readouterr().out
+
+
+def test_a_process_that_does_not_listen_is_ended(tmp_path):
+    (tmp_path / "e1.py").write_text("while True:\n    try:\n        while True: pass\n    except BaseException: pass")
+    report = examine(KNOWN[1], tmp_path / "e1.py", 0, seconds=0.5)
+    assert report.mistake == "It did not end within 0.5 s. Is there a loop without an end?"
+
+
+def test_one_clear_answer_each(tmp_path, capsys, monkeypatch):
+    def answer(exercise, path, seed, seconds):
+        """As in a process of its own."""
+        try:
+            return Report(list(try_laws(exercise.laws, load(path), seed)))
+        except Wrong as error:
+            return Report(mistake=str(error))
+
+    monkeypatch.setattr(check, "examine", answer)
+    path = tmp_path / "e4.py"
+    told = {
+        "def windowed(r, config:\n  return": "  WRONG  The file does not parse: '(' was never closed, in line 1",
+        "\0": "  WRONG  The file does not parse: ",
+        "raise ValueError('no')": "  WRONG  The file raised ValueError: no, in line 1",
+        "quit(3)": "  WRONG  The file raised SystemExit: 3, in line 1",
+        "def windowed(r, config, radius): return 3": "returned 3 where Routing(",
+        (STAFF / "wrong" / "e4_flattened.py").read_text(): "  -      6 more laws wait for this one\n",
+        "windowed = 4": "There is no function windowed in the file",
+    }
+    for source, sentence in told.items():
+        path.write_text(source)
+        assert check.main(["4", "--answers", str(tmp_path)]) == 1
+        output = capsys.readouterr().out
+        assert sentence in output and "Traceback" not in output, output
+        assert output.startswith("exercise 4, blinkers (90 min): ")
+        assert output.endswith("hint 1 of 3: python exercises/check.py 4 --hint\n")
+    path.write_text(solution(4).read_text())
+    assert check.main(["4", "--answers", str(tmp_path)]) == 0
+    assert f"all {len(KNOWN[4].laws.LAWS)} laws hold" in capsys.readouterr().out
+
+
+MISUSE = {
+    "99": "there is no exercise 99",
+    "four": "invalid int value: 'four'",
+    "--hint": "a hint of which exercise?",
+    "1 --start": "one thing at a time",
+    "--grade here": "--grade DIR and --csv FILE go together",
+    "--csv here.csv": "--grade DIR and --csv FILE go together",
+    "--grade /nowhere --csv here.csv": "/nowhere is no folder",
+    "--grade . --csv /nowhere/here.csv": "/nowhere/here.csv: No such file or directory",
+    "--strat": "unrecognized arguments: --strat",
+}
+
+
+@pytest.mark.parametrize("words", MISUSE)
+def test_misuse_is_a_line(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(MISUSE[words])):
+        check.main(words.split())
+
+
+def test_misuse_ends_with_status_2():
+    done = subprocess.run([sys.executable, "exercises/check.py", "99"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and re.fullmatch(
+        r"error: there is no exercise 99.*\n", done.stderr
+    )
+
+
+RENAMED = '''"""Mine."""
+import torch
+
+def same_map(routing, matrix, shift):
+    # all my own work
+    keys = (routing.k + shift[:, None]) @ matrix
+    queries = routing.q @ torch.linalg.inv(matrix).mT
+    return Routing(queries, keys, routing.bias)
+
+from model import Routing
+'''
+
+
+def hand_in(folder: Path, number: int, prediction: str = "more", seeds: tuple = (0, 1, 2)) -> None:
+    """A written answer, and the runs that belong to it."""
+    figures = "seed 0: 95.12, seed 1: 96.00, seed 2: 94.5"
+    texts = ("more", f"python exercises/run.py {number}", figures, "Since so it is.", "If not.")
+    parts = [f"## {heading}\n{text}\n" for heading, text in zip(grade.HEADINGS, texts, strict=True)]
+    (folder / f"e{number}.md").write_text("\n".join(parts))
+    for seed in seeds:
+        run = folder / "runs" / f"seed{seed}"
+        run.mkdir(parents=True)
+        exercise = {"number": number, "prediction": grade.prediction_hash(prediction)}
+        (run / "config.json").write_text(json.dumps({"settings": {"seed": seed}, "exercise": exercise}))
+        (run / "result.json").write_text(json.dumps({"top1": 95.123}))
+
+
+def test_a_class_is_marked(tmp_path, capsys):
+    """Three submissions: right, half right, and copied with renamed variables; and folders with strange names."""
+    right, half, copied = (tmp_path / "class" / name for name in ("Ada", "Ben, jr.", "=Cem"))
+    for folder in (right, half, copied / "answers", tmp_path / "class" / "empty\n\x1b[2J", tmp_path / "class" / ".git"):
+        folder.mkdir(parents=True)
+    (tmp_path / "class" / "a file").write_text("")
+    (right / "e1.py").write_text(solution(1).read_text())
+    hand_in(right, 1)
+    (half / "e1.py").write_text((STAFF / "wrong" / "e1_inverse.py").read_text())
+    hand_in(half, 1, prediction="written afterwards", seeds=(0, 0) and (0,))
+    (half / "e2.py").mkdir()
+    (copied / "answers" / "e1.py").write_text(RENAMED)
+    (copied / "e1.md").write_text("## Prediction\nnot where the answers are")
+
+    table = tmp_path / "scores.csv"
+    assert check.main(["--grade", str(tmp_path / "class"), "--csv", str(table), "--salt", "2026"]) == 0
+    assert "salt 2026" in capsys.readouterr().out
+    rows = {row["name"]: row for row in csv.DictReader(table.open(encoding="utf-8", newline=""))}
+    assert list(rows) == ["'=Cem", "Ada", "Ben, jr.", "empty??[2J"]
+    laws = len(KNOWN[1].laws.LAWS)
+    assert rows["Ada"]["e1"] == "5.0" and rows["'=Cem"]["e1"] == "3.0"
+    assert rows["Ben, jr."]["e1"] == f"{5 * (0.6 * (laws - 1) / laws + 0.4 / 2):.1f}"
+    assert rows["Ada"]["remarks"] == "e1: equal to '=Cem" and rows["'=Cem"]["remarks"] == "e1: equal to Ada"
+    assert rows["Ben, jr."]["remarks"] == "e1: lacks the prediction before the run, 3 seeds"
+    assert rows["empty??[2J"]["total"] == "0.0" and rows["empty??[2J"]["remarks"] == ""
+
+
+def test_trees_are_equal_where_only_names_differ(tmp_path):
+    def tree(source):
+        (tmp_path / "e.py").write_text(source)
+        return grade.tree_of(tmp_path / "e.py")
+
+    assert tree("def f(a: int) -> int:\n  'It adds.'\n  b = a + 1  # one\n  return b") == tree(
+        "def g(x): y = x + 1; return y"
+    )
+    assert tree("def f(a, b): return a - b") != tree("def f(a, b): return b - a")
+    assert tree("def f(a): return min(a)") != tree("def f(a): return max(a)")
+    assert tree("def f(") == "" and tree("\0") == "" and tree("x = " + "-" * 100_000 + "1") == ""

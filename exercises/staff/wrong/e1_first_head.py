@@ -1,0 +1,10 @@
+# says: with which A did its q meet
+# The inverse of one head's matrix, as if all heads shared it.
+import torch
+from torch import Tensor
+
+from model import Routing
+
+
+def same_map(r: Routing, A: Tensor, c: Tensor) -> Routing:
+    return Routing(r.q @ torch.linalg.inv(A[0]).mT, (r.k + c[:, None]) @ A, r.bias)

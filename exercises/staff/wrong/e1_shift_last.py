@@ -1,0 +1,10 @@
+# says: the shift comes first
+# k A + c instead of (k + c) A.
+import torch
+from torch import Tensor
+
+from model import Routing
+
+
+def same_map(r: Routing, A: Tensor, c: Tensor) -> Routing:
+    return Routing(r.q @ torch.linalg.inv(A).mT, r.k @ A + c[:, None], r.bias)

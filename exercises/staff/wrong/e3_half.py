@@ -1,0 +1,13 @@
+# says: should be made of itself alone
+# Half is kept, as the usual rollout has it, and keep is not looked at.
+import torch
+from torch import Tensor
+
+
+def rollout(maps: list[Tensor], keep: Tensor) -> Tensor:
+    B, H, N, _ = maps[0].shape
+    itself = torch.eye(N, dtype=maps[0].dtype)
+    made_of = itself.expand(B, N, N)
+    for one in maps:
+        made_of = (itself + one.mean(1)) / 2 @ made_of
+    return made_of

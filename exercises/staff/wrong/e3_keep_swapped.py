@@ -1,0 +1,13 @@
+# says: you have it the wrong way round
+# keep as the share of what is read.
+import torch
+from torch import Tensor
+
+
+def rollout(maps: list[Tensor], keep: Tensor) -> Tensor:
+    B, H, N, _ = maps[0].shape
+    itself = torch.eye(N, dtype=maps[0].dtype)
+    made_of = itself.expand(B, N, N)
+    for one, share in zip(maps, keep, strict=True):
+        made_of = ((1 - share) * itself + share * one.mean(1)) @ made_of
+    return made_of

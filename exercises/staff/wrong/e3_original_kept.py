@@ -1,0 +1,13 @@
+# says: what it keeps is what block 0 hands to it
+# What is kept is taken from the tokens that came in first.
+import torch
+from torch import Tensor
+
+
+def rollout(maps: list[Tensor], keep: Tensor) -> Tensor:
+    B, _, N, _ = maps[0].shape
+    itself = torch.eye(N, dtype=maps[0].dtype)
+    made_of = itself.expand(B, N, N)
+    for one, share in zip(maps, keep, strict=True):
+        made_of = share * itself + (1 - share) * one.mean(1) @ made_of
+    return made_of

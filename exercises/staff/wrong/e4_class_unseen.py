@@ -1,0 +1,17 @@
+# says: the blinkers are for pairs of patches, not for rows
+# Everything outside of the window is hidden from a patch, the first tokens too.
+import torch
+
+from model import Routing, ViTConfig
+
+
+def windowed(r: Routing, config: ViTConfig, radius: int) -> Routing:
+    H, N = r.q.shape[1:3]
+    patch = torch.arange(config.grid**2)
+    row, column = patch // config.grid, patch % config.grid
+    rows, columns = (row[:, None] - row).abs(), (column[:, None] - column).abs()
+    hidden = torch.zeros(N, N, dtype=torch.bool)
+    hidden[config.prefix :] = True
+    hidden[config.prefix :, config.prefix :] = torch.maximum(rows, columns) > radius
+    bias = torch.zeros(H, N, N, dtype=r.q.dtype) if r.bias is None else r.bias
+    return r._replace(bias=bias.masked_fill(hidden, -torch.inf))

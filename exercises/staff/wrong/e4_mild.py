@@ -1,0 +1,16 @@
+# says: A share of 0 needs a logit of -inf
+# A large negative number that is not large enough.
+import torch
+
+from model import Routing, ViTConfig
+
+
+def windowed(r: Routing, config: ViTConfig, radius: int) -> Routing:
+    H, N = r.q.shape[1:3]
+    patch = torch.arange(config.grid**2)
+    row, column = patch // config.grid, patch % config.grid
+    rows, columns = (row[:, None] - row).abs(), (column[:, None] - column).abs()
+    hidden = torch.zeros(N, N, dtype=torch.bool)
+    hidden[config.prefix :, config.prefix :] = torch.maximum(rows, columns) > radius
+    bias = torch.zeros(H, N, N, dtype=r.q.dtype) if r.bias is None else r.bias
+    return r._replace(bias=bias - 5.0 * hidden)

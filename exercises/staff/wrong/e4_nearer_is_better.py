@@ -1,0 +1,17 @@
+# says: What is near enough is seen as before
+# The nearer a patch, the more it is seen.
+import torch
+
+from model import Routing, ViTConfig
+
+
+def windowed(r: Routing, config: ViTConfig, radius: int) -> Routing:
+    H, N = r.q.shape[1:3]
+    patch = torch.arange(config.grid**2)
+    row, column = patch // config.grid, patch % config.grid
+    rows, columns = (row[:, None] - row).abs(), (column[:, None] - column).abs()
+    hidden = torch.zeros(N, N, dtype=torch.bool)
+    hidden[config.prefix :, config.prefix :] = torch.maximum(rows, columns) > radius
+    bias = torch.zeros(H, N, N, dtype=r.q.dtype) if r.bias is None else r.bias.clone()
+    bias[:, config.prefix :, config.prefix :] -= torch.maximum(rows, columns)
+    return r._replace(bias=bias.masked_fill(hidden, -torch.inf))

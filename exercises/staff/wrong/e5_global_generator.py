@@ -1,0 +1,17 @@
+# says: torch's global generator
+# forgets to hand the generator over
+import torch
+
+from model import Routing, attention_map
+
+
+def other_image(r: Routing, generator: torch.Generator) -> Routing:
+    order = torch.randperm(len(r.q))
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(1)
+    return Routing(r.q[partner], r.k[partner], r.bias)
+
+
+def no_image(r: Routing) -> Routing:
+    mean = attention_map(r).mean(0)
+    return Routing(torch.zeros_like(r.q), torch.zeros_like(r.k), mean.log())

@@ -1,0 +1,15 @@
+# says: feature 0 of every head
+# leaves it to broadcasting: (H,) meets (d,)
+from torch import Tensor
+
+from model import Routing, attend
+
+
+def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
+    theirs = Routing(*(part if part is None else part.detach() for part in theirs))
+    gate = gate
+    return gate * attend(theirs, v) + (1 - gate) * attend(own, v)
+
+
+def open_gates(raw: Tensor) -> Tensor:
+    return raw.sigmoid()

@@ -1,0 +1,14 @@
+# says: looked at, not taught
+# relies on whoever calls it to have detached the teacher
+from torch import Tensor
+
+from model import Routing, attend
+
+
+def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
+    gate = gate[:, None, None]
+    return gate * attend(theirs, v) + (1 - gate) * attend(own, v)
+
+
+def open_gates(raw: Tensor) -> Tensor:
+    return raw.sigmoid()
