@@ -2934,6 +2934,25 @@ def test_a_run_of_the_first_version_is_refused_in_one_line(trained, tmp_path):
     assert (folder / "student.safetensors").exists()
 
 
+# ---- README.md -------------------------------------------------------------------------------------------------------
+
+README = (HERE / "README.md").read_text()
+
+
+def test_the_code_of_the_method_in_readme_stands_so_in_the_files():
+    code = "".join((HERE / name).read_text() for name in ("transfer.py", "teachers.py"))
+    blocks = [block for block in re.findall("```python\n(.*?)```", README, re.DOTALL) if "import" not in block]
+    assert len(blocks) == 4 and all(block in code for block in blocks)
+
+
+def test_every_command_of_readme_can_be_read():
+    lines = re.findall(r"^(?:python|torchrun \S+) (\w+)\.py ([^#\n&]*)", README, re.MULTILINE)
+    for script, words in lines:
+        if script in ("train", "eval"):
+            {"train": train, "eval": evaluation}[script].parse_arguments(shlex.split(words))
+    assert len(lines) >= 15
+
+
 # ---- The house -------------------------------------------------------------------------------------------------------
 
 
