@@ -2888,7 +2888,7 @@ def test_a_mistake_is_answered_in_one_line(trained, tmp_path, words, expected, m
         ("student_ema.safetensors", None, "accuracy --ema", "kept no moving average"),
         ("student.safetensors", "{", "accuracy", "does not hold the student"),
         ("config.json", "{", "accuracy", "cannot be read"),
-        ("config.json", "{}", "accuracy", "it is not of a run"),
+        ("config.json", "{}", "accuracy", "it is of another version"),
         ("result.json", "{", "table", "cannot be read"),
         ("result.json", None, "table", "no finished runs"),
         ("log.jsonl", None, "curves --figure c.png", "missing"),
