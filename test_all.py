@@ -2910,6 +2910,14 @@ def test_a_copy_run_without_its_teachers_weights_names_the_file(trained):
     assert "gone.safetensors is not there" in refused(call, *words, "gone.safetensors")
 
 
+def test_a_run_with_a_learners_function_in_it_is_refused_and_left_out_of_tables(trained, tmp_path):
+    folder = copy_of(trained, tmp_path, "deit_nano baseline")
+    runs.write_json(folder / "config.json", read_json(folder, "config.json") | {"exercise": {"number": 4}})
+    assert "had a learner's function in it" in refused(call, evaluation, "accuracy", folder)
+    shutil.copytree(run(trained, "deit_nano baseline"), tmp_path / "true")
+    assert f"{folder} had a learner's function in it and is left out" in call(evaluation, "table", tmp_path)
+
+
 def test_a_set_of_other_classes_is_refused(trained, tmp_path):
     words = [evaluation, "accuracy", run(trained, "deit_nano distill"), "--data-root", tmp_path, "--data"]
     noise_folders(tmp_path / "imagenet-a", [*WORDNET[:2], "n09999999"])
