@@ -11,9 +11,7 @@ This file is for reference. The way in from Python is `load_student(folder) -> V
 """
 
 import re
-import shlex
 import statistics
-import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
@@ -31,7 +29,7 @@ from model import ViT, ViTConfig, attention_map
 from support import data, pictures, runs
 from support.arguments import Parser, number_from
 from support.errors import UserError, answer_mistakes
-from support.processes import Processes, mixed_precision, peak_memory, spare_cores
+from support.processes import Processes, mixed_precision, spare_cores
 from support.tables import compare, print_aligned, print_tables, write_csv
 from support.training import evaluate
 from teachers import find, fingerprint, load_teacher, student_config
@@ -46,8 +44,7 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     """
     config, name = runs.read_config(folder), "student_ema" if ema else "student"
     path = Path(folder) / f"{name}.safetensors"
-    if runs.read_result(folder) is None:
-        raise UserError(f"{folder} is not finished; go on with: {config['command']}")
+    runs.read_result(folder)  # raises if the run is not finished
     if not path.is_file():
         raise UserError(
             f"{folder} kept no moving average of its weights; leave --ema out, or train it --fresh with --ema"
@@ -77,14 +74,13 @@ def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[
 
 # ---- Accuracy, on the run's own validation images or on others -------------------------------------------------------
 
-# Sets of class folders, and where they are below --data-root: as their archives unpack, and under other usual names.
+# Sets of class folders, and where they are below --data-root, as their archives unpack.
 FOLDERS = {
     "imagenet": "imagenet/val",
     "imagenet_a": "imagenet-a",  # arXiv 1907.07174: natural images that are often mistaken, 200 classes
     "imagenet_r": "imagenet-r",  # arXiv 2006.16241: renditions, 200 classes
-    "imagenet_sketch": "sketch imagenet-sketch ImageNet-Sketch",  # arXiv 1905.13549
-    # arXiv 1902.10811
-    "imagenet_v2": "imagenetv2-matched-frequency-format-val imagenetv2-matched-frequency imagenetv2 imagenet-v2",
+    "imagenet_sketch": "sketch",  # arXiv 1905.13549
+    "imagenet_v2": "imagenetv2-matched-frequency-format-val",  # arXiv 1902.10811
 }
 
 
@@ -92,8 +88,6 @@ def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
     print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
     for folder in map(Path, args.runs):
-        if runs.read_config(folder).get("exercise"):
-            raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
         student = teacher = model = None  # of the run before: one at a time is in memory
         settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
@@ -131,11 +125,10 @@ def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dat
 def class_folder(name: str, root: str) -> Path:
     """Where the class folders of a set are: below the root, or of a folder of images its val/ if it has one."""
     if name in FOLDERS:
-        places = [Path(root) / place for place in (*FOLDERS[name].split(), name)]
-        for place in places:
-            if place.is_dir():
-                return place
-        raise UserError(f"{name} is not there; put its class folders into {places[0]}, or say where with --data-root")
+        place = Path(root) / FOLDERS[name]
+        if not place.is_dir():
+            raise UserError(f"{name} is not there; put its class folders into {place}, or say where with --data-root")
+        return place
     folder = data.find_folder(name, root, sorted({*data.DATASETS, *FOLDERS}))
     return folder / "val" if data.has_parts(folder) else folder
 
@@ -230,16 +223,13 @@ def table(args: Namespace) -> None:
     """Prints what all finished runs below a folder gained over their baselines; writes it with --csv, draws it."""
     results = {}  # by all that two runs differ in
     for path in sorted(Path(args.folder).rglob("config.json")):
-        if runs.read_config(path.parent).get("exercise"):
-            print(f"{path.parent} had a learner's function in it and is left out")
-            continue
-        result = result_of(path.parent)
-        if result is None:
-            print(f"{path.parent} is not finished and is left out")
-        elif result[:-2] in results:  # all but the accuracies
-            print(f"{path.parent} has the settings of another run and is left out")
-        else:
+        try:
+            result = result_of(path.parent)
+            if result[:-2] in results:  # all but the accuracies
+                raise UserError(f"{path.parent} has the settings of another run")
             results[result[:-2]] = result
+        except UserError as error:
+            print(f"left out: {error}")
     tables = compare(list(results.values()))
     print_tables(tables)
     if args.csv:
@@ -297,7 +287,7 @@ def speed(args: Namespace) -> None:
             logits, transfer_loss = output if isinstance(output, tuple) else (output, 0.0)
             (F.cross_entropy(logits.float(), labels) + 3 * transfer_loss).backward()
             student.zero_grad()
-            memory[name] = f"{peak_memory(device):.0f}" if on_cuda else "-"
+            memory[name] = f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f}" if on_cuda else "-"
             if on_cuda:
                 torch.cuda.synchronize(device)  # a GPU works on after Python has gone on
             times.setdefault(name, []).append(time.perf_counter() - start)
@@ -345,7 +335,7 @@ ACTIONS = {
 }
 
 
-def parse_arguments(words: list[str]) -> Namespace:
+def parse_arguments(words: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
     for action, names in ACTIONS.items():
@@ -359,10 +349,7 @@ def parse_arguments(words: list[str]) -> Namespace:
 
 
 def main() -> None:
-    words = sys.argv[1:]  # a bare RUN was enough in the first version
-    if words and (Path(words[0]) / "config.json").is_file():
-        raise UserError(f"say what to do with the run: python eval.py accuracy {shlex.join(words)}")
-    args = parse_arguments(words)
+    args = parse_arguments()
     args.processes = Processes(getattr(args, "device", "cpu"))
     args.device = args.processes.device
     args.action(args)

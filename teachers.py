@@ -460,7 +460,7 @@ PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_deca
 def pretrain(name: str, path: Path) -> Path:
     """Trains a nano teacher on fresh images of `matching`, in half a minute, or finds it in the cache."""
     config, stamp = find(name).config, json.dumps([repr(find(name).config), PRETRAINING])
-    if recipe_of(path) == stamp:
+    if stamp_of(path) == stamp:
         return path
     steps, batch, lr, betas, weight_decay, warmup, clip, seed = PRETRAINING.values()
     with replacing(path) as part, torch.random.fork_rng(devices=[]):
@@ -479,7 +479,7 @@ def pretrain(name: str, path: Path) -> Path:
     return path
 
 
-def recipe_of(path: Path) -> str | None:
+def stamp_of(path: Path) -> str | None:
     """The recipe by which a nano teacher's file was made, or None where there is no such file."""
     try:
         with safe_open(path, "pt") as file:

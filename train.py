@@ -34,7 +34,7 @@ from support import runs
 from support.arguments import Parser, add_flags, flag, number_from, parse_blocks
 from support.data import DATASETS, Data, Loader, check_images, find_folder, load_data, plan_epoch
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
-from support.processes import Processes, mixed_precision, peak_memory, spare_cores
+from support.processes import Processes, mixed_precision, spare_cores
 from support.tables import Result, compare, print_tables
 from support.training import Meter, cosine_schedule, evaluate, mixing, parameter_groups
 from support.weights import replacing
@@ -268,19 +268,20 @@ def run_name(settings: Settings) -> str:
 
 def read_settings(folder: str | Path) -> Settings:
     """The settings of a run on disk."""
+    config = runs.read_config(folder)
+    if "exercise" in config:
+        raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
     try:
-        return Settings(**runs.read_config(folder)["settings"])
+        return Settings(**config["settings"])
     except TypeError as error:
         raise UserError(
             f"{folder} is of another version of this project ({error}); move it, or train --fresh"
         ) from error
 
 
-def result_of(folder: str | Path) -> Result | None:
-    """A run on disk as a table sees it, or None if it is not finished."""
+def result_of(folder: str | Path) -> Result:
+    """A finished run on disk as a table sees it."""
     settings, result = read_settings(folder), runs.read_result(folder)
-    if result is None:
-        return None
     family = find(settings.teacher).family
     words = [settings.student, settings.title, *variant(settings)]  # as "native distill loss=js"
     return Result(
@@ -426,7 +427,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": run.peak * factor}
         spent = time.perf_counter() - begun
         seconds += spent  # of training, before and after stops
-        line |= {"images_per_s": len(data.train) / spent, "seconds": seconds, "peak_memory_mb": peak_memory(device)}
+        line |= {"images_per_s": len(data.train) / spent, "seconds": seconds}
         if validation_is_due(epoch, settings.epochs, len(data.train), len(data.val)):
             found = validate(run, run.module, step)
             line |= {f"val_{name}": found[name] for name in ("top1", "top5", "loss")}
@@ -529,14 +530,12 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
     processes.check_same(lambda: list(map(runs.stamps, plan)), args.out)
     waiting = {}
     for folder, settings in plan.items():
-        result = None
         if not args.fresh:
             check_settings(settings, folder)
-            result = runs.read_result(folder)
-        if result is None:
+        if args.fresh or not runs.is_finished(folder):
             waiting[folder] = settings  # not begun, or stopped
         elif processes.main:
-            print(f"{folder.name}: finished before, top-1 {result['top1']:.1f}; --fresh trains it again")
+            print(f"{folder.name}: finished before, {figures(runs.read_result(folder))}; --fresh trains it again")
     # The images of a folder are looked through once, and the teachers fetched into the cache, or missed.
     for name in {settings.data for settings in waiting.values()} - set(DATASETS):
         if processes.main:
@@ -564,8 +563,6 @@ def check_settings(settings: Settings, folder: Path) -> None:
 
 def train_run(settings: Settings, folder: Path, processes: Processes, command: str) -> None:
     """One run of the grid, from its data to its result."""
-    if processes.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(processes.device)  # of the run before
     data = processes.first(partial(build_data, settings))  # it may have to be downloaded
     run = Training(settings, data, build_teacher(settings) if settings.needs_teacher else None, processes)
     begin(run, folder, command)
@@ -575,9 +572,13 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
     with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
         result = train(run, folder, bar)
     if processes.main:
-        average = f"; top-1 of the moving average {result['ema_top1']:.1f}" if "ema_top1" in result else ""
-        figures = f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images"
-        print(f"{folder.name}: {figures}{average}")
+        print(f"{folder.name}: {figures(result)}")
+
+
+def figures(result: dict[str, Any]) -> str:
+    """The figures of a finished run, in words."""
+    average = f"; top-1 of the moving average {result['ema_top1']:.1f}" if "ema_top1" in result else ""
+    return f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images{average}"
 
 
 def begin(run: Training, folder: Path, command: str) -> None:

@@ -133,20 +133,11 @@ class AttentionTransfer(nn.Module):
                 theirs, ours = target, getattr(seen, self.what)
             return F.mse_loss(at_least_float32(ours), at_least_float32(theirs))
 
-    # The teacher is no part of what is trained and saved.
-
     def train(self, mode: bool = True) -> "AttentionTransfer":
         super().train(mode)  # which would put the teacher into training mode, too
         if self.teacher is not None:
             self.teacher.eval()
         return self
-
-    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
-        """The student's."""
-        return self.student.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        return self.student.load_state_dict(*args, **kwargs)
 
 
 def at_least_float32(x: Tensor | None) -> Tensor | None:
@@ -330,8 +321,7 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     theirs, ours = teacher.state_dict(), student.state_dict()  # by name
     names = sorted(name for name in theirs.keys() | ours.keys() if part_of(name) in chosen)
     for name in names:
-        left = tuple(theirs[name].shape) if name in theirs else "none"
-        right = tuple(ours[name].shape) if name in ours else "none"
+        left, right = (tuple(held[name].shape) if name in held else "none" for held in (theirs, ours))
         if left != right:
             raise UserError(
                 f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in the "

@@ -93,9 +93,8 @@ def train_grid(args: Namespace, label: str, words: list[str], change: Callable =
 
 def is_finished(folder: Path, record: dict) -> bool:
     """Whether a run of the same answer is there. One of another prediction stays, too, with what was predicted then."""
-    if runs.read_result(folder) is None:
-        return False
-    return runs.read_config(folder).get("exercise", {}).get("answer") == record["answer"]
+    known = runs.read_config(folder) if runs.is_finished(folder) else {}
+    return known.get("exercise", {}).get("answer") == record["answer"]
 
 
 def tell(label: str, folders: list[Path]) -> None:

@@ -6,6 +6,7 @@ and a `Loader` reads them. All that is random follows from seeds that are handed
 
 import os
 import signal
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -278,15 +279,11 @@ def read_image(path: str | Path) -> Any:
 
 def to_rgb(image: Any) -> Any:
     """A PIL image with three times 8 bits a pixel; 16 bits are scaled, which PIL would cut off at 255."""
-    check_mode(image)
+    if image.mode in ("I", "F"):
+        raise ValueError("more than 16 bits a pixel, of which nobody knows the range")
     if image.mode.startswith("I;16"):
         image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
     return image.convert("RGB")
-
-
-def check_mode(image: Any) -> None:
-    if image.mode in ("I", "F"):
-        raise ValueError("more than 16 bits a pixel, of which nobody knows the range")
 
 
 def check_images(folder: Path) -> None:
@@ -297,8 +294,7 @@ def check_images(folder: Path) -> None:
         for index, _ in tqdm(part.items, desc="checking images", leave=False, disable=None):
             path, _ = part.source[index]
             try:
-                with Image.open(path) as opened:  # reads the header alone
-                    check_mode(opened)
+                Image.open(path).close()  # reads the header alone
             except Exception as error:  # whatever a broken file makes PIL say
                 raise UserError(f"cannot open {path} as an image ({error}); remove or replace it") from error
 
@@ -436,3 +432,4 @@ class Loader:
 def leave_ctrl_c(worker: int) -> None:
     """Ctrl-C reaches a loader's workers too; they leave the answer to the main process, which ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = lambda *error: None  # a thread that hands a batch to a process that has ended would complain

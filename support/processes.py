@@ -85,11 +85,6 @@ def mixed_precision(amp: str, device: torch.device) -> tuple[Callable[[], torch.
     return partial(torch.autocast, device.type, dtype, enabled=dtype is not None), dtype
 
 
-def peak_memory(device: torch.device) -> float | None:
-    """The most memory of the GPU in use so far, in MB; elsewhere nobody counts it."""
-    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
-
-
 def spare_cores() -> int:
     """How many processes may decode images for this one: its share of the cores that they may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -41,11 +41,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return read_json(path, {"settings", "student", "classes", "images", "steps", "teacher", "command"})
 
 
-def read_result(folder: str | Path) -> dict[str, Any] | None:
-    """The result.json of a run; None as long as it is not finished."""
-    path = Path(folder) / "result.json"
-    finished = path.is_file() and path.with_name("student.safetensors").is_file()  # the result comes last
-    return read_json(path, {"top1"}) if finished else None
+def is_finished(folder: str | Path) -> bool:
+    return all((Path(folder) / name).is_file() for name in ("student.safetensors", "result.json"))  # the last ones
+
+
+def read_result(folder: str | Path) -> dict[str, Any]:
+    """The result.json of a run; a `UserError` if it is not finished."""
+    if not is_finished(folder):
+        raise UserError(f"{folder} is not finished; go on with: {read_config(folder)['command']}")
+    return read_json(Path(folder) / "result.json", {"top1"})
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
@@ -80,7 +84,7 @@ def clear(folder: Path) -> None:
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
         for left in folder.glob(f".{name}.*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left)
 
 
 def stamps(folder: Path) -> list[tuple[str, int]]:
