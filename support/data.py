@@ -104,11 +104,11 @@ def load_data(
     same layout, or class folders alone, of which every tenth image of each class is held out.
     """
     if name == "matching":
-        count = 500 if train_images is None else train_images
-        if not 1 <= count <= 100_000:
-            raise UserError(f"{count} training images asked for; matching makes 1 to 100,000")
         plain = partial(resized, img_size=img_size)
-        train, val = matching_part(count, TRAIN_SEED, normalisation), matching_part(10_000, VAL_SEED, normalisation)
+        train, val = (
+            matching_part(train_images or 500, TRAIN_SEED, normalisation),
+            matching_part(10_000, VAL_SEED, normalisation),
+        )
         return Data(Images(train, plain), Images(val, plain), SHAPES)
 
     if name in SOURCES:
@@ -161,7 +161,7 @@ def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
         if there < count:
             problem = f"{name} is only partly unpacked: {there:,} of {count:,} images are there"
             raise UserError(f"{problem}; delete {root}/{source.files}, and start again")
-    names = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels))
+    names = getattr(train, "classes", None) or sorted(set(labels))
     classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]  # imagenette's have synonyms
     return *(hold_out(parts[0]) if source.train == source.val else parts), classes
 

@@ -35,7 +35,7 @@ of its weights (ema), it is the average's accuracy."""
 
 
 def compare(results: list[Result]) -> dict[str, Rows]:
-    """Tables by title, each of runs that can be compared."""
+    """Tables by title, each of runs that can be compared; the title names what runs of several tables differ in."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
     values = {}  # of each condition, over all runs
@@ -47,8 +47,6 @@ def compare(results: list[Result]) -> dict[str, Rows]:
         own = [(name, other if len(values[name]) > 1 else value) for name, value, other in result.conditions]
         groups.setdefault(tuple(own), []).append(result)
     differ = [together[0][0] for together in zip(*groups, strict=True) if len(set(together)) > 1]
-    if differ:
-        print(f"{len(groups)} tables: runs that differ in {', '.join(differ)} cannot be compared")
     tables = {}
     for conditions, group in groups.items():
         always = ("data", "img_size", "epochs", *differ)
