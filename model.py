@@ -57,10 +57,9 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         if self.img_size < self.patch_size or self.img_size % self.patch_size:
-            below = max(1, self.img_size // self.patch_size) * self.patch_size
+            above = self.img_size + -self.img_size % self.patch_size
             raise UserError(
-                f"image size {self.img_size} is not a multiple of the patch size {self.patch_size}; "
-                f"use {below} or {below + self.patch_size}"
+                f"image size {self.img_size} is not a multiple of {self.patch_size}, a patch's; use {above}"
             )
         if self.dim % self.heads:
             raise UserError(f"width {self.dim} does not divide into {self.heads} heads")

@@ -161,7 +161,7 @@ def from_torchvision(name: str, root: str) -> tuple[Part, Part, list[str]]:
         if there < count:
             problem = f"{name} is only partly unpacked: {there:,} of {count:,} images are there"
             raise UserError(f"{problem}; delete {root}/{source.files}, and start again")
-    names = getattr(train, "classes", None) or sorted(set(labels))
+    names = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels))
     classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]  # imagenette's have synonyms
     return *(hold_out(parts[0]) if source.train == source.val else parts), classes
 
