@@ -2500,7 +2500,7 @@ def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nan
         (["--drop-path", "1.5"], "1.5 is not from 0 to 0.999999"),
         (["--blocks", "9"], "there are 4"),
         (["--blocks", "x"], "no count"),
-        (["--img-size", "33"], "not a multiple of the patch size 8"),
+        (["--img-size", "33"], "not a multiple of 8"),
         (["--device", "cuda:9"], "device 'cuda:9' is not there"),
         (["--device", "abacus"], "device 'abacus' is not there"),
         (["--lr", "inf"], "inf is not from 0"),
