@@ -88,6 +88,7 @@ def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
     print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
     for folder in map(Path, args.runs):
+        result_of(folder)  # raises where a table could not have the run either
         student = teacher = model = None  # of the run before: one at a time is in memory
         settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]

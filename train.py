@@ -269,11 +269,8 @@ def run_name(settings: Settings) -> str:
 
 def read_settings(folder: str | Path) -> Settings:
     """The settings of a run on disk."""
-    config = runs.read_config(folder)
-    if "exercise" in config:
-        raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
     try:
-        return Settings(**config["settings"])
+        return Settings(**runs.read_config(folder)["settings"])
     except TypeError as error:
         raise UserError(
             f"{folder} is of another version of this project ({error}); move it, or train --fresh"
@@ -282,6 +279,8 @@ def read_settings(folder: str | Path) -> Settings:
 
 def result_of(folder: str | Path) -> Result:
     """A finished run on disk as a table sees it."""
+    if "exercise" in runs.read_config(folder):
+        raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
     settings, result = read_settings(folder), runs.read_result(folder)
     family = find(settings.teacher).family
     words = [settings.student, settings.title, *variant(settings)]  # as "native distill loss=js"

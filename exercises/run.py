@@ -99,11 +99,13 @@ def is_finished(folder: Path, record: dict) -> bool:
 
 
 def tell(label: str, folders: list[Path]) -> None:
-    """One line: top-1 on held-out images, mean and deviation over seeds, and on the training images at the end."""
+    """One line: top-1 on held-out images, mean, deviation and each seed's; on training images at the end; and where."""
     held_out = [runs.read_result(folder)["top1"] for folder in folders]
     training = statistics.mean(runs.read_log(folder)[-1]["top1"] for folder in folders)
     spread = f" ± {statistics.stdev(held_out):.1f}" if len(held_out) > 1 else ""
-    print(f"{label:24} top-1 {statistics.mean(held_out):.1f}{spread}   on training images {training:.1f}")
+    each = ", ".join(f"{top1:.1f}" for top1 in held_out)
+    figures = f"top-1 {statistics.mean(held_out):.1f}{spread} ({each}), on training images {training:.1f}"
+    print(f"{label:24} {figures}: {folders[0].parent}")
 
 
 # ---- The eight -------------------------------------------------------------------------------------------------------
