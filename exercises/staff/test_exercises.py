@@ -7,10 +7,10 @@ command of a statement parses. The last part runs check.py as learners and teach
 
 import ast
 import csv
-import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import traceback
@@ -26,12 +26,16 @@ sys.path[:0] = [str(ROOT), str(EXERCISES)]
 
 import check  # noqa: E402
 import grade  # noqa: E402
+import run  # noqa: E402
 from examine import Line, Report, examine, exercises, load, try_laws  # noqa: E402
 from kit import Answer, Draw, Wrong, hold  # noqa: E402
 
 import eval  # noqa: E402
 import train  # noqa: E402
+from model import ViT  # noqa: E402
+from support import data  # noqa: E402
 from support.errors import UserError  # noqa: E402
+from teachers import find  # noqa: E402
 
 KNOWN = exercises()
 SOLVED = [number for number in KNOWN if (STAFF / "solutions" / f"e{number}.py").is_file()]
@@ -241,15 +245,39 @@ def commands() -> list[tuple[str, str]]:
 def test_a_command_parses(page, command):
     _, script, *words = shlex.split(command, comments=True)
     if script == "exercises/run.py":
-        if not (EXERCISES / "run.py").is_file():
-            pytest.skip("run.py is not there yet")
-        importlib.import_module("run").parse_arguments(words)
+        run.parse_arguments(words)
         if "--" in words:
             train.plan_runs(train.parse_arguments(words[words.index("--") + 1 :]))
     elif script == "train.py":
         train.plan_runs(train.parse_arguments(words))
     else:
         {"exercises/check.py": check, "eval.py": eval}[script].parse_arguments(words)
+
+
+RUNS = {1: "1 --condition 10", 2: "2", 4: "4 --radius 1", 5: "5 --control other_image no_image", 6: "6"}
+METHODS = {1: "distill", 2: "distill", 4: "copy", 5: "copy", 6: "copy"}
+
+
+@pytest.mark.parametrize("number", RUNS)
+def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path, monkeypatch, capsys):
+    usual, teacher = data.matching, ViT(find("deit_nano").config).eval().requires_grad_(False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "matching", lambda count, seed: usual(min(count, 40), seed))
+    monkeypatch.setattr(train, "build_teacher", lambda settings: teacher)
+    shutil.copy(solution(number), tmp_path)
+    words = [*RUNS[number].split(), "--answers", str(tmp_path), "--", "--mode", "transfer", "--method", METHODS[number]]
+    words += "--epochs 1 --train-images 40 --batch-size 20".split()
+    page = tmp_path / f"e{number}.md"
+    page.write_text("# Mine\n\n## Prediction\n")
+    with pytest.raises(UserError, match="no prediction yet"):
+        run.main(words)
+    page.write_text("# Mine\n\n## Prediction\n\nAbout half.\n")
+    run.main(words)
+    assert re.search(r"top-1 \d+\.\d \(", capsys.readouterr().out)
+    for path in (tmp_path / "runs" / "exercises").rglob("config.json"):
+        exercise = json.loads(path.read_text())["exercise"]
+        assert exercise["number"] == number and exercise["prediction"] == grade.prediction_hash("About half.")
+        assert path.with_name("result.json").is_file()
 
 
 # ---- Manners: what kit.py says ---------------------------------------------------------------------------------------
