@@ -21,7 +21,7 @@ WHAT = ("map", "q", "k", "v", "output")  # and with what part of it
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
-    """Attention Copy: the student's v (B, H, N, d) is read with the teacher's map. In training, `attend` does it."""
+    """Attention Copy, as it is meant: the student's v (B, H, N, d) is read with the teacher's map. `attend` does it."""
     return attention_map(teacher) @ v  # (B, H, N, N) times (B, H, N, d)
 
 
