@@ -38,7 +38,7 @@ def print_report(exercise: Exercise, path: Path, report: Report) -> None:
     """What was found, law by law."""
     print(f"exercise {exercise.number}, {exercise.title} ({exercise.time}): {short(path)}")
     if not (report.lines or report.mistake):
-        print(f"  -      not begun: its page is exercises/{exercise.page.name}, and --start writes the stub")
+        print(f"  -      not begun: its page is exercises/{exercise.page.name}")
     if report.mistake:
         print(f"  WRONG  {wrapped(report.mistake)}")
     for line in report.lines:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model import Routing
+from model import Routing, ViTConfig
 from transfer import AttentionTransfer
 
 SECONDS = 10.0  # that one call of a learner's function may take, unless the laws have a SECONDS of their own
@@ -117,6 +117,8 @@ def described(value: Any) -> str:
     if isinstance(value, tuple | list):
         parts = ", ".join(described(part) for part in value)
         return f"({parts})" if isinstance(value, tuple) else f"[{parts}]"
+    if isinstance(value, ViTConfig):  # what says which token is which
+        return f"ViTConfig(grid={value.grid}, class_token={value.class_token}, registers={value.registers})"
     return repr(value) if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
 
 
@@ -184,7 +186,7 @@ class Answer:
         if not (allow_infinite or finite(value)):
             raise Manners(
                 f"{name} returned numbers that are not finite (inf or nan), given {inputs()}. Look for log of 0, exp "
-                f"of a large number, 0 / 0 and inf - inf."
+                f"of a large number, 1 / 0, 0 / 0 and inf - inf."
             )
         return value
 

@@ -95,8 +95,8 @@ def doubling_leaves_map(answer: Answer, draw: Draw) -> None:
         place, words = change
         times = shown(attention_logits(found)[place] / attention_logits(r)[place])
         raise Wrong(
-            f"With A = 2, twice the unit matrix, and c = 0, {words}. Its logit grew {times}-fold. Every key is twice "
-            f"as long now; which matrix undoes A on q's side?"
+            f"With A = 2, twice the unit matrix, and c = 0, {words}. Its logit is {times} times what it was. Every "
+            f"key is twice as long now; which matrix undoes A on q's side?"
         )
 
 
@@ -129,12 +129,12 @@ def any_matrix_leaves_map(answer: Answer, draw: Draw) -> None:
     if change := moved(r, answer.same_map(r, A, draw.numbers(draw.H, draw.d))):
         (_, h, _, _), words = change
         raise Wrong(
-            f"In head {h} A is {shown(A[h])}: {words}. In all laws before this one A was symmetric, and here it is "
-            f"not: in q k^T, A arrives transposed, as (k A)^T = A^T k^T."
+            f"In head {h} A is {shown(A[h])}: {words}. In the laws of the map before this one A was symmetric, and "
+            f"here it is not: in q k^T, A arrives transposed, as (k A)^T = A^T k^T."
         )
 
 
-keys_are_transformed.needs = [keys_are_shifted]
+keys_are_transformed.needs = shift_leaves_map.needs = bias_is_kept.needs = [keys_are_shifted]
 doubling_leaves_map.needs = [shift_leaves_map]
 heads_have_their_own.needs = [doubling_leaves_map]
 axes_leave_map.needs = [heads_have_their_own]
