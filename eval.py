@@ -3,13 +3,15 @@
     python eval.py accuracy runs/deit_nano-matching-distill-seed0     # on the run's own validation images
     python eval.py table runs --figure gains.png                      # gains over the baseline by teacher
     python eval.py agreement runs/...                                 # do the student's maps match the teacher's?
-    python eval.py maps runs/... --figure maps.png                    # where both look, as a picture
+    python eval.py view runs/... --out view.html                      # where both look, as a page for the browser
+    python eval.py maps runs/... --figure maps.png                    # the same of one token, as a picture
     python eval.py curves runs/... --figure curves.png                # loss and accuracy by epoch
     python eval.py speed                                              # what a step of attention transfer costs
 
 This file is for reference. The way in from Python is `load_student(folder) -> ViT`.
 """
 
+import math
 import re
 import statistics
 import time
@@ -27,14 +29,14 @@ from tqdm import tqdm
 
 from model import ViT, ViTConfig, attention_map
 from support import data, pictures, runs
-from support.arguments import Parser, number_from
+from support.arguments import Parser, number_from, parse_blocks
 from support.errors import UserError, answer_mistakes
 from support.processes import Processes, mixed_precision, spare_cores
 from support.tables import compare, print_aligned, print_tables, write_csv
 from support.training import evaluate
 from teachers import find, fingerprint, load_teacher, student_config
 from train import Settings, build_data, build_model, build_teacher, read_settings, result_of
-from transfer import AttentionTransfer, measures
+from transfer import AttentionTransfer, choose_blocks, kl, measures
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
@@ -156,20 +158,26 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
 def maps(args: Namespace) -> None:
     """Draws where one token looks, in every block and head of teacher and student."""
     settings, student, teacher = open_run(args.run, args, with_teacher=True)
-    config, normalisation = student.config, find(settings.teacher).normalisation
+    config, (image, picture) = student.config, chosen_image(args, settings)
     patch = chosen_patch(args.patch, config)
     token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]  # its number
-    if args.image:
-        image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
-    else:
-        image = build_data(settings).val[0][0]  # the first validation image
     sides = []
     for side in both_maps(settings, student, teacher, image[None].to(args.device)):
         rows = torch.cat(side)[:, :, token, config.prefix :]  # (blocks, heads, patches)
         sides.append(rows.unflatten(-1, (config.grid, config.grid)).float().cpu())
-    mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)  # to undo it
     titles = f"teacher: {settings.teacher_title}", f"student: {Path(args.run).name}"
-    pictures.draw_maps(image * std + mean, patch, dict(zip(titles, sides, strict=True)), args.figure)
+    pictures.draw_maps(picture, patch, dict(zip(titles, sides, strict=True)), args.figure)
+
+
+def chosen_image(args: Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
+    """The image of --image, or else the first validation image, as models see it and with values from 0 to 1."""
+    normalisation = find(settings.teacher).normalisation
+    if args.image:
+        image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
+    else:
+        image = build_data(settings).val[0][0]
+    mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)  # to undo it
+    return image, image * std + mean
 
 
 def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
@@ -182,6 +190,55 @@ def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
         last = config.grid - 1
         raise UserError(f"--patch {text} is not the ROW,COLUMN of a patch, which go from 0,0 to {last},{last}")
     return row, column
+
+
+def view(args: Namespace) -> None:
+    """Writes a page for the browser: where each token looks, in every block and head, and who looks at it."""
+    if bool(args.run) == bool(args.teacher):
+        raise UserError("name a run, or a teacher alone with --teacher")
+    if args.run:
+        settings, student, teacher = open_run(args.run, args, with_teacher=True)
+    else:
+        settings = Settings(args.teacher, data="matching", weights=args.weights, img_size=find(args.teacher).img_size)
+        if find(args.teacher).url and not args.image:
+            raise UserError("there is no image to look at; name one with --image")
+        student, teacher = None, build_teacher(settings).to(args.device)
+    (image, picture), config = chosen_image(args, settings), (student or teacher).config
+    blocks = choose_blocks(parse_blocks(args.blocks), config.depth)
+    pictures.check_page_size((2 if student else 1) * (config.heads + 1) * (config.prefix + config.grid**2) ** 2, blocks)
+
+    images, theirs, pages = image[None].to(args.device), None, {}
+    sides = both_maps(settings, student, teacher, images) if student else [teacher.attention_maps(images)]
+    titles = f"teacher: {settings.teacher_title}", f"student: {Path(args.run or '').name}"
+    for title, side in zip(titles, sides, strict=False):  # a teacher alone has no other side
+        by_head = torch.cat([side[block] for block in blocks]).float()  # (blocks, H, N, N)
+        by_head = torch.cat((by_head, by_head.mean(1, keepdim=True)), 1)  # the last head is their mean
+        pages[title] = by_head, told_of(by_head, theirs, config)
+        theirs = by_head
+    prefix = ["class token"] * config.class_token + [f"register {number}" for number in range(config.registers)]
+    name = Path(args.run).name if args.run else settings.teacher_title
+    pictures.write_page(name, picture, pages, prefix, blocks, TOLD, args.out)
+
+
+# What the page tells of a token and its row of a map, and the units.
+TOLD = {"largest share": "%", "share on the class token": "%", "share on registers": "%", "share on itself": "%"}
+TOLD |= {"mean share that tokens give to it": "%", "entropy of its row": "nats", "KL from the teacher's row": "nats"}
+
+
+@torch.inference_mode()
+def told_of(maps: Tensor, theirs: Tensor | None, config: ViTConfig) -> Tensor:
+    """The numbers of TOLD, (..., N, 7), of maps (..., N, N) and the teacher's; NaN stands for what is not there."""
+    first, nothing = int(config.class_token), maps.new_full(maps.shape[:-1], math.nan)
+    numbers = (
+        maps.amax(-1),
+        maps[..., 0] if first else nothing,
+        maps[..., first : config.prefix].sum(-1) if config.registers else nothing,
+        maps.diagonal(dim1=-2, dim2=-1),
+        maps.mean(-2),
+        -torch.xlogy(maps, maps).sum(-1),
+        nothing if theirs is None else kl(theirs, maps.clamp_min(torch.finfo(maps.dtype).tiny).log()),
+    )
+    return torch.stack(numbers, -1)
 
 
 # The measures of transfer.py and their units. The first two are between teacher and student, the others of each.
@@ -314,6 +371,9 @@ FLAGS = {
     "--data-root": dict(metavar="DIR", help="where data sets are kept (the run's)"),
     "--ema": dict(action="store_true", help="the moving average of the weights, if the run kept one"),
     "--weights": dict(metavar="PATH", help="the teacher's file (the run's)"),
+    "--teacher": dict(metavar="TEACHER", help="a teacher alone, in the place of a run"),
+    "--blocks": dict(metavar="BLOCKS", help="which blocks, as in train.py (all)"),
+    "--out": dict(metavar="FILE", help="the page: view.html"),
     "--figure": dict(metavar="FILE", help="a picture: .png, .svg or .pdf"),
     "--csv": dict(metavar="FILE", help="the same as a file"),
     "--image": dict(metavar="IMG", help="an image file (the first validation image)"),
@@ -325,11 +385,13 @@ FLAGS = {
     "--workers": dict(type=number_from(int, 0), metavar="N", help="processes that decode images (as in training)"),
     "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1 (auto)"),
 }
-# The sub-commands: each has its function's name, its docstring as help, and these arguments. A ! marks a needed one.
+# The sub-commands: each has its function's name, its docstring as help, and these arguments. A ! marks a needed flag, a
+# ? what may be left out.
 ACTIONS = {
     accuracy: "runs --data --data-root --ema --weights --batch-size --amp --workers --device",
     table: "folder --csv --figure",
     agreement: "run --figure --data-root --ema --weights --device",
+    view: "run? --teacher --out! --image --blocks --data-root --ema --weights --device",
     maps: "run --figure! --image --patch --data-root --ema --weights --device",
     curves: "runs --figure!",
     speed: "teacher --img-size --batch-size --compile --device",
@@ -344,8 +406,8 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
         sub = subparsers.add_parser(action.__name__, help=text.splitlines()[0], description=text)
         sub.set_defaults(action=action)
         for name in names.split():  # positional ones first, then flags
-            needed = {"required": True} if name.endswith("!") else {}
-            sub.add_argument(name.rstrip("!"), **FLAGS[name.rstrip("!")], **needed)
+            marked = {"!": {"required": True}, "?": {"nargs": "?"}}.get(name[-1], {})
+            sub.add_argument(name.rstrip("!?"), **FLAGS[name.rstrip("!?")], **marked)
     return parser.parse_args(words)
 
 

@@ -2857,6 +2857,11 @@ def test_speed_counts_every_variant_against_the_baseline():
         (["maps", "RUN", "--figure", "m.what"], ".png, .svg or .pdf"),
         (["maps", "RUN", "--figure", "CONFIG/m.png"], "cannot write"),
         (["maps", "RUN"], "required: --figure"),
+        (["view", "--out", "v.html"], "name a run, or a teacher"),
+        (["view", "RUN", "--out", "v.html", "--image", "CONFIG"], "as an image"),
+        (["view", "NOWHERE", "--out", "v.html"], "is no run"),
+        (["view", "RUN", "--out", "."], "is a folder"),
+        (["view", "--teacher", "dinov2_s", "--out", "v.html"], "name one with --image"),
         (["speed", "deit_nanu"], "deit_nano"),
         (["speed", "deit_nano", "--batch-size", "0"], "0 is not from 1"),
         (["accuracy", "RUN", "--batch-size", "0"], "0 is not from 1"),
@@ -2870,6 +2875,83 @@ def test_a_mistake_is_answered_in_one_line(trained, tmp_path, words, expected, m
     monkeypatch.chdir(tmp_path)
     line = refused(call, evaluation, *(named.get(word, word) for word in words))
     assert expected in line or expected.replace("RUN ", f"{shlex.quote(str(folder))} ") in line
+
+
+# The page for the browser
+
+STOPS = [[0, 0, 12], [80, 18, 123], [182, 54, 121], [251, 136, 97], [252, 253, 191]]  # of its colours
+PROBE = """<script>
+document.body.dataset.pixel = sides[0].heat.getContext("2d").getImageData(1, 2, 1, 1).data.join();
+</script>"""  # the heat of the teacher's patch in row 2, column 1
+
+
+def in_browser(page: Path, address: str) -> tuple[dict[str, list[float]], str, list[int]]:
+    """What a page shows at that address: its numbers by name, its text, and one pixel of its heat."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs the browser chromium")
+    probed = page.with_name("probed.html")
+    probed.write_text(page.read_text() + PROBE)
+    calm = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync".split()
+    profile = f"--user-data-dir={page.parent / 'browser'}"
+    words = [browser, *calm, profile, "--disable-component-update", "--dump-dom", f"{probed.as_uri()}#{address}"]
+    dom = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', dom)
+    numbers = {
+        name: [float(value) for value in re.findall(r"<td>([\d.]+) (?:%|nats)</td>", cells)] for name, cells in rows
+    }
+    return numbers, dom, list(map(int, re.search(r'data-pixel="([\d,]+)"', dom)[1].split(",")))
+
+
+@pytest.mark.parametrize("name", ["a run", "dinov2_reg_nano", "siglip_nano"])
+@torch.inference_mode()
+def test_a_page_shows_the_numbers_of_torch_and_falls_back_from_a_malformed_address(trained, tmp_path, name):
+    page, image = tmp_path / "view.html", data.matching_part(1, data.VAL_SEED, teachers.HALF).source[0][0][None]
+    settings = train.Settings("deit_nano" if name == "a run" else name, weights="random", img_size=32)
+    teacher = train.build_teacher(settings)
+    config, words, sides = teacher.config, ["--teacher", name, "--weights", "random"], [teacher.attention_maps(image)]
+    if name == "a run":
+        folder = copy_of(trained, tmp_path / '<i>"a&"', "deit_nano distill")
+        settings = train.read_settings(folder)
+        models = train.build_teacher(settings), evaluation.load_student(folder)
+        image = train.build_data(settings).val[0][0][None]
+        sides = [model.attention_maps(image) for model in models]
+        words = [folder]
+    call(evaluation, "view", *words, "--out", page)
+    first = int(config.class_token)
+    for address, block, head, token, is_from in (
+        ("block=2&head=mean&token=7&side=from", 2, slice(None), 7, True),
+        ("block=1&head=3&token=0&side=to", 1, slice(3, 4), 0, False),
+        ("block=x&head=99&token=-1&side=", 0, slice(0, 1), 0, True),
+    ):
+        numbers, dom, pixel = in_browser(page, address)
+        theirs, *ours = (side[block][0, head].mean(0) for side in sides)  # (N, N)
+        for place, p in enumerate([theirs, *ours]):
+            row, column = p[token], p[:, token]
+            expected = {
+                "share on the class token": 100 * row[0],
+                "share on registers": 100 * row[first : config.prefix].sum(),
+                "share on itself": 100 * row[token],
+                "mean share that tokens give to it": 100 * column.mean(),
+                "entropy of its row": -(row * row.log()).sum(),
+            }
+            expected = {key: round(value.item(), 3 if "entropy" in key else 2) for key, value in expected.items()}
+            for key in ["share on the class token"] * (1 - first) + ["share on registers"] * (not config.registers):
+                assert key not in numbers and expected.pop(key) is not None
+            assert {key: numbers[key][place] for key in expected} == pytest.approx(expected, abs=0.011)
+            looked_at = row[config.prefix :] if is_from else column[config.prefix :]
+            largest = numbers["largest share that " + ("it gives to one patch" if is_from else "one patch gives to it")]
+            assert largest[place] == pytest.approx(100 * looked_at.max().item(), rel=0.006, abs=0.006)
+            if place == 0:
+                share = 4 * (looked_at[9] / looked_at.max()).item()  # in steps from stop to stop
+                low = min(int(share), 3)
+                mixed = [a + (b - a) * (share - low) for a, b in zip(STOPS[low], STOPS[low + 1])]
+                assert pixel == pytest.approx([*mixed, 180], abs=4)
+        if ours:
+            kl = (theirs[token] * (theirs[token] / ours[0][token]).log()).sum().item()
+            assert numbers["KL from the teacher's row"] == [pytest.approx(kl, abs=0.0011)]
+    if name == "a run":
+        assert "<i>" not in dom and folder.name in dom
 
 
 @pytest.mark.parametrize(

@@ -202,9 +202,8 @@ def exercise_6(args: Namespace, answer: ModuleType) -> None:
     for number, name in enumerate(names):
         gates = torch.stack([answer.open_gates(20 * held[name]) for held in tensors])  # (seeds, H)
         heads = " ".join(f"{gate:.2f}" for gate in gates.mean(0))
-        print(
-            f"block {number}: gates by head {heads}; mean {gates.mean():.2f} ± {gates.mean(1).std(correction=min(1, len(gates) - 1)):.2f}"
-        )
+        spread = gates.mean(1).std(correction=min(1, len(gates) - 1))  # over seeds
+        print(f"block {number}: gates by head {heads}; mean {gates.mean():.2f} ± {spread:.2f}")
 
 
 def exercise_7(args: Namespace, answer: ModuleType) -> None:

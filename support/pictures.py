@@ -1,5 +1,8 @@
-"""Pictures, drawn with matplotlib: gains, curves of training, attention maps, and how well maps agree."""
+"""Pictures, drawn with matplotlib: gains, curves of training, maps, and how well they agree; and a page of maps."""
 
+import base64
+import io
+import json
 import math
 import statistics
 from pathlib import Path
@@ -98,3 +101,41 @@ def draw_maps(image: Tensor, patch: tuple[int, int] | None, sides: dict[str, Ten
         panel.imshow(picture, cmap="magma", vmin=0, vmax=1, extent=(-0.5, heads - 0.5, blocks - 0.5, -0.5))
         panel.set(title=name, xlabel="head", ylabel="block", xticks=range(heads), yticks=range(blocks))
     save(figure, path)
+
+
+PAGE_LIMIT = 32_000_000  # bytes
+
+
+def check_page_size(a_block: int, blocks: list[int]) -> None:
+    """Raises a `UserError` if maps of so many numbers a block, in all of `blocks`, are too much for a page."""
+    fit = max(2, PAGE_LIMIT * 3 // 4 // a_block)  # base64 makes 4 bytes of 3
+    if len(blocks) > fit:
+        some = ",".join(str(blocks[i * len(blocks) // fit]) for i in range(fit))
+        raise UserError(f"a page of {len(blocks)} blocks would be too large to open; choose some: --blocks {some}")
+
+
+def write_page(
+    name: str, image: Tensor, sides: dict[str, tuple], prefix: list[str], blocks: list[int], numbers: dict, path: str
+) -> None:
+    """Writes viewer.html with maps in it: an image (3, S, S) from 0 to 1, and `sides` by title.
+
+    A side is maps (blocks, H + 1, N, N) of which the last head is the mean, and of each row the `numbers` (...,
+    count), of which the first is its largest share. `prefix` names the tokens before the patches.
+    """
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    def packed(tensor: Tensor) -> str:
+        return base64.b64encode(tensor.cpu().contiguous().numpy().tobytes()).decode()
+
+    to_pil_image(image.clamp(0, 1)).save(file := io.BytesIO(), "png")
+    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = {"name": name, "image": source, "prefix": prefix, "blocks": blocks, "sides": []}
+    content["numbers"] = [{"name": what, "unit": unit} for what, unit in numbers.items()]
+    for title, (maps, of_rows) in sides.items():
+        content |= {"heads": maps.shape[1] - 1, "grid": math.isqrt(maps.shape[-1] - len(prefix))}
+        shares = (maps / of_rows[..., :1] * 255).round().byte()  # of the row's largest
+        content["sides"].append({"title": title, "maps": packed(shares), "numbers": packed(of_rows.float())})
+    template = Path(__file__).with_name("viewer.html").read_text()
+    with replacing(Path(path)) as part:
+        part.write_text(template.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")))
+    print(f"written: {path}; open it in a browser")
