@@ -323,19 +323,19 @@ def put(tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
 # ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def load_teacher(name: str, weights: str | None = None, img_size: int | None = None) -> ViT:
+def load_teacher(name: str, weights: str | None = None, img_size: int | None = None, seed: int = 0) -> ViT:
     """The teacher, frozen and in eval mode.
 
     `weights` is a file in the published layout. Without it the file is taken from the cache, or fetched into it;
-    "random" leaves the teacher untrained, as a control. At another `img_size` than the teacher's own, its positions are
-    resampled. Raises a `UserError` for whatever the caller can mend.
+    "random" leaves the teacher untrained, as a control. `seed` is that of a nano teacher's pretraining. At another
+    `img_size` than its own, its positions are resampled. Raises a `UserError` for whatever the caller can mend.
     """
     teacher = find(name)
     config = replace(teacher.config, img_size=img_size or teacher.config.img_size)
     if weights == "random":
         model = ViT(config)
     else:
-        path = Path(weights) if weights else fetch(name)
+        path = Path(weights) if weights else fetch(name, seed)
         try:
             model = build(name, path, config)
         except UserError as error:
@@ -426,11 +426,11 @@ def offset_weights(old: int, new: int) -> Tensor:
     return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, seed: int = 0) -> Path:
     """The teacher's file in the cache; downloaded, or for a nano teacher pretrained, if it is not there."""
-    teacher, path = find(name), cache_path(name)
+    teacher, path = find(name), cache_path(f"{name}-seed{seed}" if seed else name)
     if not teacher.url:
-        return pretrain(name, path)
+        return pretrain(name, path, seed)
     if path.is_file():
         return path
     url = address(teacher.url)
@@ -456,19 +456,22 @@ def fetch(name: str) -> Path:
 PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=0.1, clip=1.0, seed=0)
 
 
-def pretrain(name: str, path: Path) -> Path:
+def pretrain(name: str, path: Path, seed: int = 0) -> Path:
     """Trains a nano teacher on fresh images of `matching`, in half a minute, or finds it in the cache."""
-    config, stamp = find(name).config, json.dumps([repr(find(name).config), PRETRAINING])
+    config, recipe = find(name).config, PRETRAINING | {"seed": seed}
+    stamp = json.dumps([repr(config), recipe])
     if stamp_of(path) == stamp:
         return path
-    steps, batch, lr, betas, weight_decay, warmup, clip, seed = PRETRAINING.values()
+    steps, batch, lr, betas, weight_decay, warmup, clip, seed = recipe.values()
     with replacing(path) as part, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ViT(config)
         optimiser = torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay)
         for step in tqdm(range(steps), desc=f"pretrain {name}"):
             optimiser.param_groups[0]["lr"] = lr * cosine_schedule(step, steps, warmup * steps)
-            images, labels = matching(batch, seed=1_000_000 + step)  # none of them is among the students' images
+            images, labels = matching(
+                batch, seed=1_000_000 * (seed + 1) + step
+            )  # none of them is among the students' images
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
             optimiser.zero_grad()
             loss.backward()

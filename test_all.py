@@ -1179,6 +1179,9 @@ def test_a_nano_teacher_is_pretrained_once_and_again_if_its_file_is_spoilt(monke
     assert same(load_teacher("deit_nano").state_dict(), first) and path.stat().st_mtime_ns == written
     path.write_bytes(b"junk")
     assert same(load_teacher("deit_nano").state_dict(), first)
+    other = load_teacher("deit_nano", seed=1)  # kept apart
+    assert not same(other.state_dict(), first) and same(load_teacher("deit_nano").state_dict(), first)
+    assert same(load_file(cache_path("deit_nano-seed1")), other.state_dict())
 
 
 # ---- teachers.py: downloading ----------------------------------------------------------------------------------------
@@ -2300,6 +2303,12 @@ def test_gradients_that_never_fit_into_float16_end_the_run(nano):
     assert "the gradients at step" in refused(call, train, *TRANSFER, *QUICK, *words)
 
 
+def test_several_teachers_of_one_kind_share_a_baseline():
+    names = [train.run_name(settings) for settings in planned("--teacher-seed 0 1 --method copy")]
+    kinds = "deit_nano-matching-baseline", "deit_nano-matching-copy", "deit_nano(seed1)-matching-copy"
+    assert names == [f"{kind}-seed0" for kind in kinds]
+
+
 def test_what_a_run_does_not_use_is_in_no_setting_and_a_folder_has_one_name(tmp_path, monkeypatch):
     noise_folders(tmp_path / "class0")
     monkeypatch.chdir(tmp_path)
@@ -2513,6 +2522,7 @@ def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nan
         (["--data", "a/same", "b/same"], "share a folder"),
         (["--epoch", "3"], "unrecognized arguments"),
         (["--method", "copy", "--what", "output"], "distilled, not copied"),
+        (["--teacher", "deit_s", "--teacher-seed", "1", "--mode", "transfer"], "--teacher-seed is for nano teachers"),
         (["--recipe", "paper", "--epochs", "20"], "a warm-up of 20 epochs leaves none of 20"),
         (["--recipe", "copy"], "choose from 'desk', 'paper'"),
         (["--what", "q", "--loss", "kl"], "leave out loss"),

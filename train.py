@@ -57,7 +57,15 @@ OF_RECIPES = {name for recipe in RECIPES.values() for name in recipe}  # the set
 INCIDENTAL = ("data_root", "device", "amp", "compile", "workers", "accumulate")  # may differ when a run goes on
 VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
 
-SEVERAL = ("teacher", "seed", "data", "mode", "student", "method")  # may have several values, in the order of the runs
+SEVERAL = (
+    "teacher",
+    "teacher_seed",
+    "seed",
+    "data",
+    "mode",
+    "student",
+    "method",
+)  # may have several values, in the order of the runs
 
 ANY_DATA = f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, else imagenette)"
 COUNT, WHOLE, NUMBER = number_from(int, 1), number_from(int, 0), number_from(float, 0)
@@ -79,6 +87,7 @@ class Settings:
     teacher: str = flag(
         "deit_nano", "python teachers.py lists them", nargs="+", metavar="ID", group="what to run (several make a grid)"
     )
+    teacher_seed: int = flag(0, "of a nano teacher's pretraining", number_from(int, 0, 1000), nargs="+")
     # Without a teacher, with its attention, or from its weights.
     mode: str | None = flag(None, "(baseline transfer)", choices=("baseline", "transfer", "finetune"), nargs="+")
     method: str | None = flag("distill", "of transfer", choices=METHODS, nargs="+")
@@ -143,8 +152,9 @@ class Settings:
 
     @property
     def teacher_title(self) -> str:
-        """The teacher's name, marked if its weights are random."""
-        return self.teacher + " (random)" * (self.weights == "random")
+        """The teacher's name, marked if its weights are random or of another pretraining."""
+        pretraining = f" (seed {self.teacher_seed})" if self.teacher_seed else ""
+        return self.teacher + " (random)" * (self.weights == "random") + pretraining
 
 
 def parse_arguments(words: list[str] | None = None) -> Namespace:
@@ -207,13 +217,15 @@ def settle(settings: Settings) -> Settings:
         "warmup": settings.epochs / 10 if settings.warmup is None else settings.warmup,
         "blocks": settings.blocks or usual_blocks(settings),
     }
+    if settings.teacher_seed and (teacher.url or settings.weights):
+        raise UserError("--teacher-seed is for nano teachers that are pretrained here; leave it out")
     if changes["warmup"] >= settings.epochs:
         raise UserError(f"a warm-up of {settings.warmup:g} epochs leaves none of {settings.epochs}; lower --warmup")
     # What the run does not use goes back to its default, so that it is in no name.
     unused_by = {"transfer": [], "baseline": ["blocks", "weight", "what", "loss"], "finetune": [*VARIANTS]}
     unused = ["weight", "loss"] if changes["method"] == "copy" else unused_by[settings.mode]
     if not settings.needs_teacher:
-        unused.append("weights")
+        unused += ["weights", "teacher_seed"]
     if data == "matching" or not settings.augment:
         unused += ["randaugment", "erasing"]
     settings = replace(settings, **changes | {name: getattr(Settings, name) for name in unused})
@@ -304,7 +316,7 @@ def build_teacher(settings: Settings) -> ViT:
     """The teacher of a run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an untrained teacher, `--weights random`, is the same at every call
-        return load_teacher(settings.teacher, settings.weights, settings.img_size)
+        return load_teacher(settings.teacher, settings.weights, settings.img_size, settings.teacher_seed)
 
 
 def build_data(settings: Settings) -> Data:
@@ -540,7 +552,9 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
     for name in {settings.data for settings in waiting.values()} - set(DATASETS):
         if processes.main:
             check_images(Path(name))
-    needed = {settings.teacher: settings for settings in waiting.values() if settings.needs_teacher}
+    needed = {
+        (settings.teacher, settings.teacher_seed): settings for settings in waiting.values() if settings.needs_teacher
+    }
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))
     for folder in plan if args.fresh else ():  # now that nothing is in the way
