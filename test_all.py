@@ -2913,6 +2913,14 @@ def in_browser(page: Path, address: str) -> tuple[dict[str, list[float]], str, l
     return numbers, dom, list(map(int, re.search(r'data-pixel="([\d,]+)"', dom)[1].split(",")))
 
 
+def test_a_page_that_would_be_too_large_names_blocks_that_fit():
+    a_block = 2 * 17 * 257**2  # DINOv2-L at 224 px, teacher and student
+    said = refused(evaluation.pictures.check_page_size, a_block, list(range(24)))
+    blocks = train.parse_blocks(said.rpartition(" ")[2])
+    assert len(blocks) == 10 and blocks[0] == 0
+    evaluation.pictures.check_page_size(a_block, blocks)
+
+
 @pytest.mark.parametrize("name", ["a run", "dinov2_reg_nano", "siglip_nano"])
 @torch.inference_mode()
 def test_a_page_shows_the_numbers_of_torch_and_falls_back_from_a_malformed_address(trained, tmp_path, name):
