@@ -1,22 +1,13 @@
 """Degraded teachers for exercise 8: one good nano teacher, whose routing is spoilt step by step in four ways.
 
-    python exercises/degraded.py --seed 0 1 2     # writes gains.json anew: 42 runs, 15 minutes
-
 gains.json holds the top-1, in percent, of the students that copy each of them; a mean over seeds.
 """
 
 import copy
-import json
-import statistics
-import sys
-from argparse import Namespace
-from pathlib import Path
 
-sys.path[:0] = [str(path) for path in (Path(__file__).parents[1], Path(__file__).parent) if str(path) not in sys.path]
+import torch
 
-import torch  # noqa: E402
-
-from model import ViT  # noqa: E402
+from model import ViT
 
 # By way, the strengths. "flat 0" is the teacher itself.
 GRADES = {
@@ -60,25 +51,3 @@ def all_degraded(teacher: ViT, seed: int = 0) -> dict[str, ViT]:
     """The degraded teachers by name, as "noise 2"."""
     grades = [(way, strength) for way in GRADES for strength in GRADES[way]]
     return {f"{way} {strength:g}": degrade(teacher, way, strength, seed) for way, strength in grades}
-
-
-def main() -> None:
-    import run  # which imports this file
-
-    import train
-    from teachers import load_teacher
-
-    args = Namespace(exercise=8, words=sys.argv[1:], prediction="", hash="")
-    gains = {}  # top-1 by name
-    for name, worse in all_degraded(load_teacher("deit_nano")).items():
-        with run.replaced(train, "build_teacher", lambda settings, worse=worse: worse):
-            folders = run.train_grid(
-                args, name.replace(" ", "-"), ["--mode", "transfer", "--method", "copy", *args.words]
-            )
-        run.tell(name, folders)
-        gains[name] = round(statistics.mean(run.runs.read_result(folder)["top1"] for folder in folders), 2)
-    Path(__file__).with_name("gains.json").write_text(json.dumps(gains, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
