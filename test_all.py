@@ -2895,22 +2895,54 @@ document.body.dataset.pixel = sides[0].heat.getContext("2d").getImageData(1, 2, 
 </script>"""  # the heat of the teacher's patch in row 2, column 1
 
 
-def in_browser(page: Path, address: str) -> tuple[dict[str, list[float]], str, list[int]]:
-    """What a page shows at that address: its numbers by name, its text, and one pixel of its heat."""
+def in_browser(page: Path, address: str, probe: str) -> str:
+    """What a page and a probe, a script at its end, have made of the document at that address."""
     browser = shutil.which("chromium")
     if browser is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("needs the browser chromium")
     probed = page.with_name("probed.html")
-    probed.write_text(page.read_text() + PROBE)
+    probed.write_text(page.read_text() + probe)
     calm = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync".split()
     profile = f"--user-data-dir={page.parent / 'browser'}"
     words = [browser, *calm, profile, "--disable-component-update", "--dump-dom", f"{probed.as_uri()}#{address}"]
-    dom = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def told_in(dom: str) -> tuple[dict[str, list[float]], list[int]]:
+    """The numbers of a page by name, and the pixel that PROBE took."""
     rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', dom)
-    numbers = {
-        name: [float(value) for value in re.findall(r"<td>([\d.]+) (?:%|nats)</td>", cells)] for name, cells in rows
-    }
-    return numbers, dom, list(map(int, re.search(r'data-pixel="([\d,]+)"', dom)[1].split(",")))
+    numbers = {}
+    for name, cells in rows:
+        numbers[name] = [float(value) for value in re.findall(r"<td>([\d.]+) (?:%|nats)</td>", cells)]
+    return numbers, list(map(int, re.search(r'data-pixel="([\d,]+)"', dom)[1].split(",")))
+
+
+STEPS = """<script>
+const seen = [], press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+const step = (act) => { act(); seen.push(location.hash); };
+for (const key of ["b", "B", "B", "h", "m", "d", "ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp", "c"])
+  step(() => press(key));
+const stage = document.querySelector(".stage"), box = stage.getBoundingClientRect();
+const at = { clientX: box.left + 0.9 * box.width, clientY: box.top + 0.6 * box.height };
+step(() => stage.dispatchEvent(new PointerEvent("pointerdown", at)));
+step(() => sides[0].strip[2].button.click());
+step(() => find("prefix").children[0].click());
+step(() => { find("block").value = 1; find("block").dispatchEvent(new Event("input")); });
+step(() => find("from").click());
+document.body.dataset.seen = seen.join(" ");
+</script>"""
+
+
+def test_keys_pointer_buttons_and_sliders_of_a_page_change_its_address(tmp_path):
+    call(evaluation, "view", "--teacher", "deit_nano", "--weights", "random", "--out", tmp_path / "v.html")
+    found = re.search('data-seen="(.*?)"', in_browser(tmp_path / "v.html", "", STEPS))[1].replace("&amp;", "&").split()
+    expected = []  # block, head, token, direction; 4 x 4 patches, the first of which is token 1
+    for words in (
+        "1 0 0 from,0 0 0 from,3 0 0 from,3 1 0 from,3 mean 0 from,3 mean 0 to,3 mean 1 to,3 mean 2 to,3 mean 6 to,"
+        "3 mean 2 to,3 mean 2 to,3 mean 0 to,3 mean 12 to,3 2 12 to,3 2 0 to,1 2 0 to,1 2 0 from"
+    ).split(","):
+        expected.append("#block={}&head={}&token={}&side={}".format(*words.split()))
+    assert found == expected
 
 
 def test_a_page_that_would_be_too_large_names_blocks_that_fit():
@@ -2942,7 +2974,8 @@ def test_a_page_shows_the_numbers_of_torch_and_falls_back_from_a_malformed_addre
         ("block=1&head=3&token=0&side=to", 1, slice(3, 4), 0, False),
         ("block=x&head=99&token=-1&side=", 0, slice(0, 1), 0, True),
     ):
-        numbers, dom, pixel = in_browser(page, address)
+        dom = in_browser(page, address, PROBE)
+        numbers, pixel = told_in(dom)
         theirs, *ours = (side[block][0, head].mean(0) for side in sides)  # (N, N)
         for place, p in enumerate([theirs, *ours]):
             row, column = p[token], p[:, token]
