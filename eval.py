@@ -216,8 +216,7 @@ def view(args: Namespace) -> None:
         pages[title] = by_head, told_of(by_head, theirs, config)
         theirs = by_head
     prefix = ["class token"] * config.class_token + [f"register {number}" for number in range(config.registers)]
-    name = Path(args.run).name if args.run else settings.teacher_title
-    pictures.write_page(name, picture, pages, prefix, blocks, TOLD, args.out)
+    pictures.write_page(picture, pages, prefix, blocks, TOLD, args.out)
 
 
 # What the page tells of a token and its row of a map, and the units.

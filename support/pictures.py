@@ -103,19 +103,16 @@ def draw_maps(image: Tensor, patch: tuple[int, int] | None, sides: dict[str, Ten
     save(figure, path)
 
 
-PAGE_LIMIT = 32_000_000  # bytes
-
-
 def check_page_size(a_block: int, blocks: list[int]) -> None:
     """Raises a `UserError` if maps of so many numbers a block, in all of `blocks`, are too much for a page."""
-    fit = max(2, PAGE_LIMIT * 3 // 4 // a_block)  # base64 makes 4 bytes of 3
+    fit = max(2, 24_000_000 // a_block)  # in base64, which makes 4 bytes of 3, a page of 32 MB
     if len(blocks) > fit:
         some = ",".join(str(blocks[i * len(blocks) // fit]) for i in range(fit))
         raise UserError(f"a page of {len(blocks)} blocks would be too large to open; choose some: --blocks {some}")
 
 
 def write_page(
-    name: str, image: Tensor, sides: dict[str, tuple], prefix: list[str], blocks: list[int], numbers: dict, path: str
+    image: Tensor, sides: dict[str, tuple], prefix: list[str], blocks: list[int], numbers: dict, path: str
 ) -> None:
     """Writes viewer.html with maps in it: an image (3, S, S) from 0 to 1, and `sides` by title.
 
@@ -129,8 +126,7 @@ def write_page(
 
     to_pil_image(image.clamp(0, 1)).save(file := io.BytesIO(), "png")
     source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    content = {"name": name, "image": source, "prefix": prefix, "blocks": blocks, "sides": []}
-    content["numbers"] = [{"name": what, "unit": unit} for what, unit in numbers.items()]
+    content = {"image": source, "prefix": prefix, "blocks": blocks, "numbers": list(numbers.items()), "sides": []}
     for title, (maps, of_rows) in sides.items():
         content |= {"heads": maps.shape[1] - 1, "grid": math.isqrt(maps.shape[-1] - len(prefix))}
         shares = (maps / of_rows[..., :1] * 255).round().byte()  # of the row's largest
