@@ -205,7 +205,8 @@ def view(args: Namespace) -> None:
         student, teacher = None, build_teacher(settings).to(args.device)
     (image, picture), config = chosen_image(args, settings), (student or teacher).config
     blocks = choose_blocks(parse_blocks(args.blocks), config.depth)
-    pictures.check_page_size((2 if student else 1) * (config.heads + 1) * (config.prefix + config.grid**2) ** 2, blocks)
+    numbers = (config.heads + 1) * (config.prefix + config.grid**2) ** 2  # of one block's maps, and their mean
+    pictures.check_page_size(2 * numbers if student else numbers, blocks)
 
     images, theirs, pages = image[None].to(args.device), None, {}
     sides = both_maps(settings, student, teacher, images) if student else [teacher.attention_maps(images)]

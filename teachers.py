@@ -469,9 +469,8 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
         optimiser = torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay)
         for step in tqdm(range(steps), desc=f"pretrain {name}"):
             optimiser.param_groups[0]["lr"] = lr * cosine_schedule(step, steps, warmup * steps)
-            images, labels = matching(
-                batch, seed=1_000_000 * (seed + 1) + step
-            )  # none of them is among the students' images
+            # Other images for each seed, and none of them among the students'.
+            images, labels = matching(batch, seed=1_000_000 * (seed + 1) + step)
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
             optimiser.zero_grad()
             loss.backward()

@@ -2292,8 +2292,9 @@ def test_fresh_removes_what_killed_runs_left_and_nothing_of_a_command_that_canno
     left = run_of("baseline") / ".checkpoint.pt.x1y2"
     left.mkdir(parents=True)
     (left / "checkpoint.pt").write_bytes(b"half of it")
+    (kept := left.parent / ".config.json.swp").touch()  # an editor's
     call(train, *BASELINE, *QUICK, "--fresh")
-    assert not any(path.name.startswith(".") for path in left.parent.iterdir()) and student_of(left.parent)
+    assert list(left.parent.glob(".*")) == [kept] and student_of(left.parent)
     refused(call, train, *"--mode baseline transfer --weights nowhere.pth --fresh".split(), *QUICK)
     assert student_of(left.parent)
 
@@ -2522,6 +2523,7 @@ def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nan
         (["--data", "a/same", "b/same"], "share a folder"),
         (["--epoch", "3"], "unrecognized arguments"),
         (["--method", "copy", "--what", "output"], "distilled, not copied"),
+        (["--train-images", "1000000000", "--mode", "baseline"], "1 to 100,000"),
         (["--teacher", "deit_s", "--teacher-seed", "1", "--mode", "transfer"], "--teacher-seed is for nano teachers"),
         (["--recipe", "paper", "--epochs", "20"], "a warm-up of 20 epochs leaves none of 20"),
         (["--recipe", "copy"], "choose from 'desk', 'paper'"),
@@ -3017,6 +3019,7 @@ def test_a_page_shows_the_numbers_of_torch_and_falls_back_from_a_malformed_addre
         ("result.json", None, "table", "no finished runs"),
         ("log.jsonl", None, "curves --figure c.png", "missing"),
         ("log.jsonl", "{", "curves --figure c.png", "damaged"),
+        ("log.jsonl", "5", "curves --figure c.png", "damaged"),
         ("log.jsonl", "", "curves --figure c.png", "an epoch"),
     ],
 )

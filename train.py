@@ -57,16 +57,10 @@ OF_RECIPES = {name for recipe in RECIPES.values() for name in recipe}  # the set
 INCIDENTAL = ("data_root", "device", "amp", "compile", "workers", "accumulate")  # may differ when a run goes on
 VARIANTS = ("what", "loss", "weight", "blocks", "init")  # are named where they are not the usual
 
-SEVERAL = (
-    "teacher",
-    "teacher_seed",
-    "seed",
-    "data",
-    "mode",
-    "student",
-    "method",
-)  # may have several values, in the order of the runs
+# May have several values, in the order of the runs.
+SEVERAL = ("teacher", "teacher_seed", "seed", "data", "mode", "student", "method")
 
+GRID = "what to run (several values make a grid)"
 ANY_DATA = f"{', '.join(DATASETS)}, or a folder of class folders (matching for nano teachers, else imagenette)"
 COUNT, WHOLE, NUMBER = number_from(int, 1), number_from(int, 0), number_from(float, 0)
 SHARE, BELOW_1 = number_from(float, 0, 1), number_from(float, 0, 0.999999)
@@ -84,9 +78,7 @@ class Settings:
     """
 
     # What to run. Of these a command may give several values.
-    teacher: str = flag(
-        "deit_nano", "python teachers.py lists them", nargs="+", metavar="ID", group="what to run (several make a grid)"
-    )
+    teacher: str = flag("deit_nano", "python teachers.py lists them", nargs="+", metavar="ID", group=GRID)
     teacher_seed: int = flag(0, "of a nano teacher's pretraining", number_from(int, 0, 1000), nargs="+")
     # Without a teacher, with its attention, or from its weights.
     mode: str | None = flag(None, "(baseline transfer)", choices=("baseline", "transfer", "finetune"), nargs="+")
@@ -552,9 +544,7 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
     for name in {settings.data for settings in waiting.values()} - set(DATASETS):
         if processes.main:
             check_images(Path(name))
-    needed = {
-        (settings.teacher, settings.teacher_seed): settings for settings in waiting.values() if settings.needs_teacher
-    }
+    needed = {(run.teacher, run.teacher_seed): run for run in waiting.values() if run.needs_teacher}
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))
     for folder in plan if args.fresh else ():  # now that nothing is in the way

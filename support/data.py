@@ -104,6 +104,8 @@ def load_data(
     same layout, or class folders alone, of which every tenth image of each class is held out.
     """
     if name == "matching":
+        if (train_images or 0) > 100_000:
+            raise UserError(f"{train_images} training images asked for; matching makes 1 to 100,000")
         plain = partial(resized, img_size=img_size)
         train, val = (
             matching_part(train_images or 500, TRAIN_SEED, normalisation),

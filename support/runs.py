@@ -42,7 +42,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def is_finished(folder: str | Path) -> bool:
-    return all((Path(folder) / name).is_file() for name in ("student.safetensors", "result.json"))  # the last ones
+    result = Path(folder) / "result.json"  # the last file that a run writes, after the student
+    return result.is_file() and result.with_name("student.safetensors").is_file()
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
@@ -57,7 +58,9 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "log.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]  # an epoch each
-    except (OSError, ValueError) as error:
+        for line in lines:
+            line["epoch"], line["loss"], line["transfer_loss"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is missing or damaged; train the run again with --fresh") from error
     if not lines:
         raise UserError(f"{folder} has not finished an epoch; there is nothing to draw yet")
@@ -81,7 +84,7 @@ def clear(folder: Path) -> None:
     """Forgets what is on disk of a run, and what was being written when it was killed."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-        for left in folder.glob(f".{name}.*"):
+        for left in filter(Path.is_dir, folder.glob(f".{name}.*")):  # an editor's file is not ours
             shutil.rmtree(left)
 
 
