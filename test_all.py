@@ -1917,6 +1917,34 @@ def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano):
         result, config = (read_json(run_of(mode), f"{name}.json") for name in ("result", "config"))
         assert result["n"] == 200 and 0 <= result["top1"] <= result["top5"] <= 100
         assert config["settings"]["epochs"] == 2 and config["versions"]["torch"] == torch.__version__
+        assert config["versions"]["commit"] == runs.code_commit()
+
+
+def test_a_run_tells_the_commit_of_its_code(tmp_path, monkeypatch):
+    def git(words):
+        asked = subprocess.run(["git", *words.split()], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return asked.stdout.strip()
+
+    code = tmp_path / "support" / "runs.py"
+    code.parent.mkdir()
+    code.write_text("as committed")
+    monkeypatch.setattr("support.runs.__file__", str(code))
+    assert runs.code_commit() is None  # no repository
+    for words in (
+        "init -q",
+        "config user.name A",
+        "config user.email a@example.org",
+        "add .",
+        "commit -m 1",
+        "tag -a v1 -m 1",
+    ):
+        git(words)
+    commit = runs.code_commit()
+    assert len(commit) >= 7 and git("rev-parse HEAD").startswith(commit)
+    code.write_text("changed")
+    assert runs.code_commit() == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert runs.code_commit() is None  # no git
 
 
 def test_a_baseline_needs_no_weights_of_the_teacher(nano, monkeypatch):

@@ -592,7 +592,7 @@ def begin(run: Training, folder: Path, command: str) -> None:
         "processes": run.processes.world,
         "teacher": fingerprint(run.teacher) if run.teacher else None,
         "command": command,
-        "versions": {"torch": torch.__version__},
+        "versions": {"torch": torch.__version__, "commit": runs.code_commit()},
     }
     if (folder / "config.json").is_file():
         held = runs.read_config(folder)

@@ -5,6 +5,7 @@ With a moving average of the weights, student_ema.safetensors too. Each file is 
 
 import json
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ from support.errors import UserError, not_finite
 from support.weights import replacing
 
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
+
+
+def code_commit() -> str | None:
+    """The commit of this project's code, with "-dirty" after it where files were changed; None outside of git."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        words = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # the commit, not a tag
+        asked = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return None
+    return asked.stdout.strip() or None
 
 
 def read_json(path: Path, needed: set[str]) -> dict[str, Any]:
