@@ -18,6 +18,7 @@ import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ from support.processes import Processes, mixed_precision, spare_cores
 from support.tables import compare, print_aligned, print_tables, write_csv
 from support.training import evaluate
 from teachers import find, fingerprint, load_teacher, student_config
-from train import Settings, build_data, build_model, build_teacher, read_settings, result_of
+from train import INCIDENTAL, Settings, build_data, build_model, build_teacher, read_settings, result_of
 from transfer import AttentionTransfer, choose_blocks, kl, measures
 
 
@@ -278,22 +279,30 @@ def agreement(args: Namespace) -> None:
 
 
 def table(args: Namespace) -> None:
-    """Prints what all finished runs below a folder gained over their baselines; writes it with --csv, draws it."""
-    results = {}  # by all that two runs differ in
+    """Prints what all finished runs below a folder gained over their baselines; draws it, lists the runs with --csv."""
+    results, lines = {}, []  # by all that two runs differ in; for --csv
     for path in sorted(Path(args.folder).rglob("config.json")):
         try:
             result = result_of(path.parent)
             if result[:-2] in results:  # all but the accuracies
                 raise UserError(f"{path.parent} has the settings of another run")
             results[result[:-2]] = result
+            lines.append(line_of(path.parent) | {"top1": result.top1})
         except UserError as error:
             print(f"left out: {error}")
     tables = compare(list(results.values()))
     print_tables(tables)
     if args.csv:
-        write_csv(tables, args.csv)
+        write_csv(lines, args.csv)
     if args.figure:
         pictures.draw_gains(tables, args.figure)
+
+
+def line_of(folder: Path) -> dict[str, Any]:
+    """What a run is: its settings, without those that make no difference, and the commit of its code."""
+    config = runs.read_config(folder)
+    settings = {name: value for name, value in config["settings"].items() if name not in INCIDENTAL}
+    return settings | {"commit": config.get("versions", {}).get("commit")}
 
 
 def curves(args: Namespace) -> None:
@@ -375,7 +384,7 @@ FLAGS = {
     "--blocks": dict(metavar="BLOCKS", help="which blocks, as in train.py (all)"),
     "--out": dict(metavar="FILE", help="the page: view.html"),
     "--figure": dict(metavar="FILE", help="a picture: .png, .svg or .pdf"),
-    "--csv": dict(metavar="FILE", help="the same as a file"),
+    "--csv": dict(metavar="FILE", help="a file with a line for each run"),
     "--image": dict(metavar="IMG", help="an image file (the first validation image)"),
     "--patch": dict(metavar="ROW,COLUMN", help="which patch looks, from 0,0 (the class token, or the middle)"),
     "--img-size": dict(type=number_from(int, 1), metavar="PX", help="(the teacher's)"),

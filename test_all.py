@@ -2759,7 +2759,7 @@ def results(trained, tmp_path):
 
 
 def test_the_table_holds_gains_over_the_baseline_of_the_same_seed(results, tmp_path):
-    header, _, *rows = cells_of(call(evaluation, "table", results, "--csv", tmp_path / "t.csv"))
+    header, _, *rows = cells_of(call(evaluation, "table", results))
     shown = {row[1]: dict(zip(header, row)) for row in rows}
     assert shown["deit_nano"] == {
         "family": "DeiT",
@@ -2771,9 +2771,22 @@ def test_the_table_holds_gains_over_the_baseline_of_the_same_seed(results, tmp_p
     }
     untrained = shown["deit_nano (random)"]
     assert untrained["distill"] == "**-10.0**" and untrained["baseline"] == "51.0 ± 1.4"
+
+
+def test_the_csv_has_a_line_for_each_run_with_what_the_runs_differ_in(results, tmp_path):
+    call(evaluation, "table", results, "--csv", tmp_path / "t.csv")
     with open(tmp_path / "t.csv") as file:
-        gains = [row["value"] for row in csv.DictReader(file) if row["teacher"] + row["column"] == "deit_nanodistill"]
-    assert [float(gain) for gain in gains] == [3.0, 5.0]
+        lines = list(csv.DictReader(file))
+    always = {"teacher", "mode", "method", "student", "seed", "top1", "commit"}
+    assert len(lines) == 8 and set(lines[0]) == always | {"weights", "loss"}
+    found = {
+        (line["mode"], line["student"], line["loss"], line["weights"], line["seed"]): line["top1"] for line in lines
+    }
+    assert found["baseline", "standard", "cross_entropy", "", "1"] == "52.0"
+    assert found["transfer", "native", "cross_entropy", "", "0"] == "49.0"
+    assert found["transfer", "standard", "js", "", "1"] == "51.0"
+    assert found["transfer", "standard", "cross_entropy", "random", "0"] == "40.0"
+    assert {line["commit"] for line in lines} == {runs.code_commit() or ""}
 
 
 def test_a_run_without_a_baseline_of_its_seed_is_told_with_its_accuracy(results):
@@ -2858,12 +2871,18 @@ def test_agreement_prints_the_divergence_of_the_maps_by_block(trained):
         ["agreement", "deit_nano baseline", "--figure", "FILE"],
         ["curves", "deit_nano baseline", "deit_nano distill", "--figure", "FILE"],
         ["table", "RUNS", "--figure", "FILE"],
+        ["table", "SIZES", "--figure", "FILE"],
     ],
     ids=lambda words: " ".join(words[:3]),
 )
 def test_a_picture_is_drawn(trained, tmp_path, words):
     image = trained / "data" / "imagenet" / "val" / WORDNET[0] / "0.png"
+    for images in 100, 1000:
+        for column in "baseline", "distill":
+            place = tmp_path / "sizes" / f"{column}{images}"
+            write_run(place, images / 20, run(trained, f"deit_nano {column}"), train_images=images)
     named = {"FILE": tmp_path / "new" / "picture.png", "IMAGE": image, "RUNS": trained / "runs"}
+    named["SIZES"] = tmp_path / "sizes"
     call(evaluation, *(named.get(word) or (run(trained, word) if " " in word else word) for word in words))
     pixels = torch.tensor(list(data.read_image(named["FILE"]).convert("L").tobytes()))
     assert len(pixels) > 300_000 and (pixels < 128).float().mean() > 0.002, "more than an empty page"

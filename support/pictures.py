@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from support.errors import UserError
-from support.tables import ACCURACIES, Rows, columns_of
+from support.tables import ACCURACIES, Tables, columns_of, title_of
 from support.weights import replacing
 
 
@@ -35,25 +35,59 @@ def save(figure: Any, path: str) -> None:
     print(f"drawn: {path}")
 
 
-def draw_gains(tables: dict[str, Rows], path: str) -> None:
-    """Bars of the gain over the baseline, with its deviation over seeds: a panel a table, a colour a column."""
-    figure = new_figure(path, 4 + 0.7 * max(map(len, tables.values())), 4.2 * len(tables))
-    for panel, (title, rows) in zip(figure.subplots(len(tables), squeeze=False)[:, 0], tables.items(), strict=True):
-        columns = [column for column in columns_of(rows) if column not in ACCURACIES]
-        width = 0.8 / max(1, len(columns))  # of a bar; the rest is a gap between teachers
-        for number, column in enumerate(columns):
-            gains = [row.get(column, [math.nan]) for row in rows.values()]  # no bar where there are none
-            spreads = [statistics.stdev(values) if len(values) > 1 else 0 for values in gains]
-            lefts = [place - 0.4 + width * number for place in range(len(rows))]
-            panel.bar(lefts, list(map(statistics.mean, gains)), width, yerr=spreads, align="edge", label=column)
-        panel.axhline(0, color="black", linewidth=1)
-        labels = [f"{teacher}\n{family}" for family, teacher in rows]
-        panel.set_xticks(range(len(rows)), labels, rotation=30, ha="right")
-        panel.set(title=title, ylabel="gain over the baseline, points")
-        panel.grid(axis="y", alpha=0.3)
-        if columns:
-            panel.legend()
+def draw_gains(tables: Tables, path: str) -> None:
+    """The gain over the baseline, with its deviation over seeds: a panel a table, a line a teacher, a dot a column.
+
+    Where the tables are of different numbers of training images, the gain against that number.
+    """
+    numbers = {dict(shared).get("train_images") for shared in tables}
+    if len(tables) > 1 and len(numbers) == len(tables) and None not in numbers:
+        return draw_gains_by_images(tables, path)
+    heights = [1.2 + 0.25 * len(rows) for rows in tables.values()]
+    figure = new_figure(path, 9, sum(heights))
+    panels = figure.subplots(len(tables), squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (shared, rows) in zip(panels, tables.items(), strict=True):
+        for column in columns_of(rows):
+            if column not in ACCURACIES:
+                gains = [row.get(column, [math.nan]) for row in rows.values()]  # no dot where there are none
+                means, spreads = list(map(statistics.mean, gains)), list(map(deviation, gains))
+                panel.errorbar(means, range(len(rows)), xerr=spreads, fmt="o", markersize=4, label=column)
+        panel.axvline(0, color="black", linewidth=1)
+        panel.set_yticks(range(len(rows)), [teacher for _, teacher in rows])
+        panel.set_ylim(len(rows) - 0.5, -0.5)  # the first teacher on top
+        panel.set(title=title_of(shared), xlabel="gain over the baseline, points")
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, path)
+
+
+def draw_gains_by_images(tables: Tables, path: str) -> None:
+    """Lines of the gain over the baseline against the number of training images, with its deviation over seeds."""
+    lines = {}  # by teacher and column: of each table, (images, mean, deviation)
+    for shared, rows in tables.items():
+        for (_, teacher), row in rows.items():
+            for column in set(row) - set(ACCURACIES):
+                point = dict(shared)["train_images"], statistics.mean(row[column]), deviation(row[column])
+                lines.setdefault(f"{teacher}, {column}", []).append(point)
+    figure = new_figure(path, 8, 4.5)
+    panel = figure.subplots()
+    for name, points in sorted(lines.items()):
+        counts, means, deviations = zip(*sorted(points), strict=True)
+        panel.errorbar(counts, means, deviations, fmt=".-", capsize=3, label=name)
+    panel.axhline(0, color="black", linewidth=1)
+    panel.set(xscale="log", xlabel="training images", ylabel="gain over the baseline, points")
+    images = [dict(shared)["train_images"] for shared in tables]
+    panel.set_xticks(images, [f"{count:,}" for count in images])
+    panel.minorticks_off()
+    panel.grid(alpha=0.3)
+    panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    save(figure, path)
+
+
+def deviation(values: list[float]) -> float:
+    """The standard deviation over seeds; 0 of a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def add_point(panels: dict[str, dict], title: str, line: str, x: float, y: float) -> None:

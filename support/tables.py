@@ -26,6 +26,9 @@ class Result(NamedTuple):
 # The rows of a table, by family and title of the teacher. A row holds, by column, accuracies in percent or gains over
 # the baseline in points, one for each seed.
 Rows = dict[tuple[str, str], dict[str, list[float]]]
+
+# Tables by what the runs of each share, as (name, value), as far as a title shows it.
+Tables = dict[tuple[tuple[str, Any], ...], Rows]
 COLUMNS = ["its top-1", "baseline", "copy", "distill", "native copy", "native distill", "native baseline"]
 ACCURACIES = ("its top-1", "baseline")  # columns that are no gains
 LEGEND = """
@@ -34,8 +37,8 @@ the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a fai
 of its weights (ema), it is the average's accuracy."""
 
 
-def compare(results: list[Result]) -> dict[str, Rows]:
-    """Tables by title, each of runs that can be compared; the title names what runs of several tables differ in."""
+def compare(results: list[Result]) -> Tables:
+    """Tables, each of runs that can be compared; what they share holds all in which two tables differ."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
     values = {}  # of each condition, over all runs
@@ -50,8 +53,8 @@ def compare(results: list[Result]) -> dict[str, Rows]:
     tables = {}
     for conditions, group in groups.items():
         always = ("data", "img_size", "epochs", *differ)
-        shown = [f"{name} {value}" for name, value in conditions if name in always or (name == "ema" and value)]
-        tables[", ".join(shown)] = rows_of(group)
+        shown = tuple((name, value) for name, value in conditions if name in always or (name == "ema" and value))
+        tables[shown] = rows_of(group)
     return tables
 
 
@@ -96,25 +99,27 @@ def print_aligned(lines: list[list[str]]) -> None:
         print(f"| {' | '.join(map(str.ljust, line, widths))} |")
 
 
-def print_tables(tables: dict[str, Rows]) -> None:
-    for title, rows in tables.items():
+def title_of(shared: tuple[tuple[str, Any], ...]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in shared)
+
+
+def print_tables(tables: Tables) -> None:
+    for shared, rows in tables.items():
         columns = columns_of(rows)
         lines = [["family", "teacher", *columns]]
         for names, row in rows.items():
             lines.append([*names, *(cell(column, row.get(column, [])) for column in columns)])
-        print(f"\n### {title}\n")
+        print(f"\n### {title_of(shared)}\n")
         print_aligned(lines)
     print(LEGEND)
 
 
-def write_csv(tables: dict[str, Rows], path: str) -> None:
-    """The tables as one file, with a line for each number in them: one for each seed."""
+def write_csv(runs: list[dict[str, Any]], path: str) -> None:
+    """A line a run: what it is, all else in which two runs differ, and what was found."""
+    always = ("teacher", "mode", "method", "student", "seed", "top1", "commit")
+    columns = [name for name in runs[0] if name in always or len({run[name] for run in runs}) > 1]
     with replacing(Path(path)) as part, open(part, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["runs", "family", "teacher", "column", "value"])
-        for title, rows in tables.items():
-            for names, row in rows.items():
-                for column, values in row.items():
-                    for value in values:
-                        writer.writerow([title, *names, column, value])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(runs)
     print(f"written: {path}")
