@@ -301,8 +301,9 @@ def table(args: Namespace) -> None:
 def line_of(folder: Path) -> dict[str, Any]:
     """What a run is: its settings, without those that make no difference, and the commit of its code."""
     config = runs.read_config(folder)
-    settings = {name: value for name, value in config["settings"].items() if name not in INCIDENTAL}
-    return settings | {"commit": config.get("versions", {}).get("commit")}
+    for name in INCIDENTAL:
+        config["settings"].pop(name, None)
+    return config["settings"] | {"commit": config.get("versions", {}).get("commit")}
 
 
 def curves(args: Namespace) -> None:

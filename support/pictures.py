@@ -77,9 +77,7 @@ def draw_gains_by_images(tables: Tables, path: str) -> None:
         panel.errorbar(counts, means, deviations, fmt=".-", capsize=3, label=name)
     panel.axhline(0, color="black", linewidth=1)
     panel.set(xscale="log", xlabel="training images", ylabel="gain over the baseline, points")
-    images = [dict(shared)["train_images"] for shared in tables]
-    panel.set_xticks(images, [f"{count:,}" for count in images])
-    panel.minorticks_off()
+    panel.xaxis.set_major_formatter("{x:,.0f}")
     panel.grid(alpha=0.3)
     panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save(figure, path)

@@ -117,7 +117,11 @@ def print_tables(tables: Tables) -> None:
 def write_csv(runs: list[dict[str, Any]], path: str) -> None:
     """A line a run: what it is, all else in which two runs differ, and what was found."""
     always = ("teacher", "mode", "method", "student", "seed", "top1", "commit")
-    columns = [name for name in runs[0] if name in always or len({run[name] for run in runs}) > 1]
+    columns = []
+    for name in runs[0]:
+        values = {run[name] for run in runs}
+        if name in always or len(values) > 1:
+            columns.append(name)
     with replacing(Path(path)) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
