@@ -2521,6 +2521,7 @@ def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nan
         assert f"top-1 of the moving average {top1:.1f}" in printed
     assert cells_of(printed)[-1][3:] == [f"{baseline:.1f}", f"{distilled - baseline:+.1f}"] or "**" in printed
     assert "ema 0.5" in printed and "it is the average's accuracy" in printed.replace("\n", " ")
+    assert printed.splitlines()[-1].endswith(f"eval.py accuracy {run_of('distill')} --ema")
 
 
 @pytest.mark.parametrize(

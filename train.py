@@ -518,7 +518,8 @@ def main() -> None:
     finished = [folder for folder in folders if folder.name not in failed]
     if processes.main and finished:
         print_tables(compare(list(map(result_of, finished))))
-        print(f"next: python eval.py accuracy {shlex.quote(str(finished[-1]))}")
+        average = " --ema" if plan[-1].ema else ""  # what the table shows
+        print(f"next: python eval.py accuracy {shlex.quote(str(finished[-1]))}{average}")
     if dist.is_initialized():
         dist.destroy_process_group()
     if failed:
