@@ -287,7 +287,7 @@ def table(args: Namespace) -> None:
             if result[:-2] in results:  # all but the accuracies
                 raise UserError(f"{path.parent} has the settings of another run")
             results[result[:-2]] = result
-            lines.append(line_of(path.parent) | {"top1": result.top1})
+            lines.append(line_of(path.parent) | {"top1": result.top1, "teacher_top1": result.teacher_top1})
         except UserError as error:
             print(f"left out: {error}")
     tables = compare(list(results.values()))

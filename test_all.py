@@ -3160,3 +3160,13 @@ def test_no_file_imports_one_above_it_and_support_knows_nothing_of_the_top_level
         assert imports_of(HERE / f"{floor}.py") <= set(FLOORS[number + 1 :]), floor
     for path in (HERE / "support").glob("*.py"):
         assert imports_of(path) <= {"support"}, path
+
+
+# ---- docs/ -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_study_holds_what_its_script_finds_in_its_files():
+    page = (HERE / "docs" / "study.md").read_text().splitlines()
+    found = subprocess.run([sys.executable, "docs/study.py"], cwd=HERE, capture_output=True, text=True, check=True)
+    lines = [line for line in found.stdout.splitlines() if line]
+    assert len(lines) > 40 and set(lines) <= set(page)

@@ -1,0 +1,175 @@
+"""The tests of study.md, part 1, from the files beside it: python docs/study.py"""
+
+import csv
+import random
+import re
+import statistics
+from collections.abc import Iterable
+from itertools import combinations
+from math import comb
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LAYERSCALE = ("deit3", "beit", "beitv2", "dinov2", "dinov2_reg", "dinov3")
+OTHERS = ("mae", "clip", "beit3", "eva02", "qknorm")  # that have components; deit and siglip have none
+COLUMNS = ("standard copy", "standard distill", "native copy", "native distill")
+
+# A teacher: its family and the seed of its pretraining. "native baseline" is of the family, and stands at seed 0.
+Teacher = tuple[str, str]
+Gains = dict[str, dict[Teacher, float]]
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with open(HERE / name) as file:
+        return list(csv.DictReader(file))
+
+
+def teacher_of(line: dict[str, str]) -> Teacher:
+    return line["teacher"].removesuffix("_nano"), line["teacher_seed"]
+
+
+def gains_of(lines: list[dict[str, str]]) -> Gains:
+    """By column and teacher: the gain over the standard baseline of the same seed, a mean over the students' seeds."""
+    baselines, gains = {}, {}
+    for line in lines:
+        if line["mode"] == "baseline" and line["student"] == "standard":
+            baselines[line["teacher"], line["seed"]] = float(line["top1"])
+    for line in lines:
+        column = f"{line['student']} {line['method'] or line['mode']}" + f" {line['blocks']}" * bool(line["blocks"])
+        gain = float(line["top1"]) - baselines[line["teacher"], line["seed"]]
+        gains.setdefault(column, {}).setdefault(teacher_of(line), []).append(gain)
+    return {column: {who: statistics.mean(each) for who, each in row.items()} for column, row in gains.items()}
+
+
+def of_families(gains: dict[Teacher, float]) -> dict[str, float]:
+    """Means over the teachers of each family."""
+    together = {}
+    for (family, _), gain in gains.items():
+        together.setdefault(family, []).append(gain)
+    return {family: statistics.mean(each) for family, each in together.items()}
+
+
+def sign_test(differences: Iterable[float]) -> tuple[int, int, float]:
+    """How many of how many are above 0, and the two-sided probability of that or more by chance. Ties are left out."""
+    signs = [difference > 0 for difference in differences if difference]
+    above, count = sum(signs), len(signs)
+    tail = sum(comb(count, i) for i in range(min(above, count - above) + 1)) / 2**count
+    return above, count, min(1.0, 2 * tail)
+
+
+def verdict(is_held: bool, is_refuted: bool) -> str:
+    return "*held*" if is_held else "*did not hold*" if is_refuted else "*undecided*"
+
+
+def print_hypotheses(gains: Gains) -> None:
+    print("| | what was counted | found | p | |\n| --- | --- | --- | --- | --- |")
+
+    def tell(name: str, what: str, differences: Iterable[float], held: range, refuted: range) -> None:
+        above, count, p = sign_test(differences)
+        print(f"| {name} | {what} | {above} of {count} | {p:.2g} | {verdict(above in held, above in refuted)} |")
+
+    by_family = of_families(gains["standard distill"])
+    less = [by_family["deit"] - gain for family, gain in by_family.items() if family != "deit"]
+    tell("H1", "families that gain less than DeiT, distilling", less, range(10, 13), range(7))
+    for name, families, held, refuted in (
+        ("H2", LAYERSCALE, range(14, 19), range(10)),
+        ("H3", OTHERS, range(0), [*range(4), *range(12, 16)]),
+    ):
+        for method in "distill", "copy":
+            native, standard = gains[f"native {method}"], gains[f"standard {method}"]
+            more = [native[teacher] - standard[teacher] for teacher in native if teacher[0] in families]
+            tell(name, f"teachers of which a native student gains more, {method}", more, held, refuted)
+    alone = [gain for (family, _), gain in gains["native baseline"].items() if family in LAYERSCALE + OTHERS]
+    tell("H4", "families whose components help without a teacher", alone, range(6), range(10, 12))
+    all_gains = [gain for column in COLUMNS for gain in gains[column].values()]
+    below = sum(gain < 0 for gain in all_gains)
+    print(f"| H5 | mean gains below 0 | {below} of {len(all_gains)} | | {verdict(not below, below > 0)} |")
+
+
+def print_families(gains: Gains) -> None:
+    """Mean gains of each family over its teachers, those that gain most by distilling first."""
+    columns = [*COLUMNS, "native baseline"]
+    means = {column: of_families(gains[column]) for column in columns}
+    print(f"\n| family | {' | '.join(columns)} |\n|{' --- |' * 6}")
+    for family in sorted(means["standard distill"], key=means["standard distill"].get, reverse=True):
+        print(f"| {family} | {' | '.join(f'{means[column][family]:+.1f}' for column in columns)} |")
+
+
+def read_agreement() -> dict[Teacher, dict[str, float]]:
+    """What `eval.py agreement` printed of the last block, by teacher: means over the students' seeds."""
+    found = {}
+    for line in (HERE / "agreement.txt").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if title := re.match(r"(\w+)_nano(?:\(seed(\d)\))?-matching", line):
+            teacher = title[1], title[2] or "0"
+        elif cells and cells[0] == "block":
+            names = cells[1:]
+        elif cells and cells[0] == "3":  # the last one
+            for name, cell in zip(names, cells[1:], strict=True):
+                for side, value in zip(("teacher", "student"), cell.split(" > "), strict=False):
+                    key = f"{side}'s {name}" if " > " in cell else name
+                    found.setdefault(teacher, {}).setdefault(key, []).append(float(value))
+    return {teacher: {name: statistics.mean(each) for name, each in of.items()} for teacher, of in found.items()}
+
+
+def ranks(values: Iterable[float]) -> list[int]:
+    """The place of each number in their order; equal ones, which are rare here, share the first of their places."""
+    values = list(values)
+    in_order = sorted(values)
+    return [in_order.index(value) for value in values]
+
+
+def rank_correlation(xs: list[int], ys: list[int], shuffles: int = 10_000) -> tuple[float, float]:
+    """Spearman's, and the probability that a shuffled sample correlates as strongly, in either direction."""
+    found, generator, as_strong = statistics.correlation(xs, ys), random.Random(0), 1  # the sample is one of them
+    for _ in range(shuffles):
+        shuffled = generator.sample(ys, len(ys))
+        as_strong += abs(statistics.correlation(xs, shuffled)) >= abs(found)
+    return found, as_strong / (shuffles + 1)
+
+
+def print_explanation(gains: Gains, top1: dict[Teacher, float]) -> None:
+    """How the maps of the last block, and the teacher's own top-1, go with what a distilled standard student gains."""
+    agreement, distill = read_agreement(), gains["standard distill"]
+    print("\n| measure | rank correlation with the gain | p |\n| --- | --- | --- |")
+    measures = {name: {who: of[name] for who, of in agreement.items()} for name in agreement["deit", "0"]}
+    measures["teacher's top-1"] = top1
+    for name, values in measures.items():
+        if len(set(values.values())) > 30:  # of 39: not of parts that many teachers lack
+            found, p = rank_correlation(ranks(values[teacher] for teacher in distill), ranks(distill.values()))
+            print(f"| {name} | {found:+.2f} | {p:.2g} |")
+
+    without = of_families(gains["standard distill 0-2"])  # the intervention
+    shown = ("kl", "teacher's entropy", "student's entropy", "teacher's sink", "student's sink")
+    print(f"\n| family | gain | without the last block | {' | '.join(shown)} |\n|{' --- |' * 8}")
+    for family in sorted(without, key=without.get):
+        numbers = " | ".join(f"{of_families(measures[name])[family]:.2f}" for name in shown)
+        print(f"| {family} | {of_families(distill)[family]:+.1f} | {without[family]:+.1f} | {numbers} |")
+
+
+def print_exploratory(gains: Gains, top1: dict[Teacher, float]) -> None:
+    """Families with LayerScale and without, by the gains of a standard student from teachers of 95 % and more."""
+    print("\n| | with LayerScale | without | p |\n| --- | --- | --- | --- |")
+    for method in "distill", "copy":
+        good = {who: gain for who, gain in gains[f"standard {method}"].items() if top1[who] >= 95}
+        sides = {True: [], False: []}
+        for family, gain in of_families(good).items():
+            sides[family in LAYERSCALE].append(gain)
+        spans = [f"{min(side):+.1f} to {max(side):+.1f} ({len(side)} families)" for side in sides.values()]
+        splits = [sum(some) for some in combinations(sides[True] + sides[False], len(sides[True]))]
+        p = 2 * sum(split <= sum(sides[True]) for split in splits) / len(splits)  # an exact permutation test
+        print(f"| {method} | {spans[0]} | {spans[1]} | {p:.2g} |")
+
+
+def main() -> None:
+    lines = read("study.csv")
+    gains = gains_of(lines)
+    top1 = {teacher_of(line): float(line["teacher_top1"]) for line in lines if line["mode"] == "transfer"}
+    print_hypotheses(gains)
+    print_families(gains)
+    print_explanation(gains, top1)
+    print_exploratory(gains, top1)
+
+
+if __name__ == "__main__":
+    main()
