@@ -3169,4 +3169,6 @@ def test_the_page_of_the_study_holds_what_its_script_finds_in_its_files():
     page = (HERE / "docs" / "study.md").read_text().splitlines()
     found = subprocess.run([sys.executable, "docs/study.py"], cwd=HERE, capture_output=True, text=True, check=True)
     lines = [line for line in found.stdout.splitlines() if line]
-    assert len(lines) > 40 and set(lines) <= set(page)
+    assert len(lines) > 50 and set(lines) <= set(page)
+    table = lines.index(next(line for line in lines if line.startswith("| nano families |")))
+    assert set(lines[table : table + 5]) <= set(README.splitlines())

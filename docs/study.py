@@ -4,7 +4,7 @@ import csv
 import random
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -12,11 +12,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LAYERSCALE = ("deit3", "beit", "beitv2", "dinov2", "dinov2_reg", "dinov3")
 OTHERS = ("mae", "clip", "beit3", "eva02", "qknorm")  # that have components; deit and siglip have none
+METHODS = ("distill", "copy")
 COLUMNS = ("standard copy", "standard distill", "native copy", "native distill")
 
 # A teacher: its family and the seed of its pretraining. "native baseline" is of the family, and stands at seed 0.
 Teacher = tuple[str, str]
 Gains = dict[str, dict[Teacher, float]]
+Rule = Callable[[int, int], bool]  # of how many above 0, and of how many
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -64,26 +66,35 @@ def verdict(is_held: bool, is_refuted: bool) -> str:
 def print_hypotheses(gains: Gains) -> None:
     print("| | what was counted | found | p | |\n| --- | --- | --- | --- | --- |")
 
-    def tell(name: str, what: str, differences: Iterable[float], held: range, refuted: range) -> None:
+    def tell(name: str, what: str, differences: list[float], sample: int, held: Rule, refuted: Rule) -> None:
+        assert len(differences) == sample
         above, count, p = sign_test(differences)
-        print(f"| {name} | {what} | {above} of {count} | {p:.2g} | {verdict(above in held, above in refuted)} |")
+        told = verdict(held(above, count), refuted(above, count))
+        print(f"| {name} | {what} | {above} of {count} | {p:.2g} | {told} |")
 
     by_family = of_families(gains["standard distill"])
     less = [by_family["deit"] - gain for family, gain in by_family.items() if family != "deit"]
-    tell("H1", "families that gain less than DeiT, distilling", less, range(10, 13), range(7))
-    for name, families, held, refuted in (
-        ("H2", LAYERSCALE, range(14, 19), range(10)),
-        ("H3", OTHERS, range(0), [*range(4), *range(12, 16)]),
-    ):
-        for method in "distill", "copy":
-            native, standard = gains[f"native {method}"], gains[f"standard {method}"]
-            more = [native[teacher] - standard[teacher] for teacher in native if teacher[0] in families]
-            tell(name, f"teachers of which a native student gains more, {method}", more, held, refuted)
+    what = "families that gain less than DeiT, distilling"
+    tell("H1", what, less, 12, lambda above, _: above >= 10, lambda above, _: above <= 6)
+    for method in METHODS:
+        more = native_less_standard(gains, method, LAYERSCALE)
+        what = f"teachers of which a native student gains more, {method}"
+        tell("H2", what, more, 18, lambda above, _: above >= 14, lambda above, _: above <= 9)
+    for method in METHODS:
+        more = native_less_standard(gains, method, OTHERS)
+        what = f"teachers of which a native student gains more, {method}"
+        tell("H3", what, more, 15, lambda *_: False, lambda above, count: max(above, count - above) >= 12)
     alone = [gain for (family, _), gain in gains["native baseline"].items() if family in LAYERSCALE + OTHERS]
-    tell("H4", "families whose components help without a teacher", alone, range(6), range(10, 12))
+    what = "families whose components help without a teacher"
+    tell("H4", what, alone, 11, lambda above, _: above <= 5, lambda above, _: above >= 10)
     all_gains = [gain for column in COLUMNS for gain in gains[column].values()]
     below = sum(gain < 0 for gain in all_gains)
     print(f"| H5 | mean gains below 0 | {below} of {len(all_gains)} | | {verdict(not below, below > 0)} |")
+
+
+def native_less_standard(gains: Gains, method: str, families: tuple[str, ...]) -> list[float]:
+    native, standard = gains[f"native {method}"], gains[f"standard {method}"]
+    return [native[teacher] - standard[teacher] for teacher in native if teacher[0] in families]
 
 
 def print_families(gains: Gains) -> None:
@@ -93,6 +104,19 @@ def print_families(gains: Gains) -> None:
     print(f"\n| family | {' | '.join(columns)} |\n|{' --- |' * 6}")
     for family in sorted(means["standard distill"], key=means["standard distill"].get, reverse=True):
         print(f"| {family} | {' | '.join(f'{means[column][family]:+.1f}' for column in columns)} |")
+
+
+def print_groups(gains: Gains) -> None:
+    """README's table: the families in three groups. A group's figure is a mean over its families."""
+    columns = [*COLUMNS, "native baseline"]
+    means = {column: of_families(gains[column]) for column in columns}
+    groups = {"7 without LayerScale": set(means["native copy"]) - set(LAYERSCALE)}
+    groups["2 with LayerScale and registers"] = {"dinov2_reg", "dinov3"}
+    groups["4 with LayerScale, without registers"] = set(LAYERSCALE) - {"dinov2_reg", "dinov3"}
+    print(f"\n| nano families | {' | '.join(columns)} |\n|{' --- |' * 6}")
+    for name, families in groups.items():
+        cells = [f"{statistics.mean(means[column][family] for family in families):+.1f}" for column in columns]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def read_agreement() -> dict[Teacher, dict[str, float]]:
@@ -112,14 +136,14 @@ def read_agreement() -> dict[Teacher, dict[str, float]]:
     return {teacher: {name: statistics.mean(each) for name, each in of.items()} for teacher, of in found.items()}
 
 
-def ranks(values: Iterable[float]) -> list[int]:
-    """The place of each number in their order; equal ones, which are rare here, share the first of their places."""
+def ranks(values: Iterable[float]) -> list[float]:
+    """The place of each number in their order; equal ones share the mean of their places."""
     values = list(values)
     in_order = sorted(values)
-    return [in_order.index(value) for value in values]
+    return [in_order.index(value) + (in_order.count(value) - 1) / 2 for value in values]
 
 
-def rank_correlation(xs: list[int], ys: list[int], shuffles: int = 10_000) -> tuple[float, float]:
+def rank_correlation(xs: list[float], ys: list[float], shuffles: int = 10_000) -> tuple[float, float]:
     """Spearman's, and the probability that a shuffled sample correlates as strongly, in either direction."""
     found, generator, as_strong = statistics.correlation(xs, ys), random.Random(0), 1  # the sample is one of them
     for _ in range(shuffles):
@@ -131,13 +155,18 @@ def rank_correlation(xs: list[int], ys: list[int], shuffles: int = 10_000) -> tu
 def print_explanation(gains: Gains, top1: dict[Teacher, float]) -> None:
     """How the maps of the last block, and the teacher's own top-1, go with what a distilled standard student gains."""
     agreement, distill = read_agreement(), gains["standard distill"]
-    print("\n| measure | rank correlation with the gain | p |\n| --- | --- | --- |")
+    with_it = [teacher for teacher in distill if teacher[0] in LAYERSCALE]
+    without_it = [teacher for teacher in distill if teacher[0] not in LAYERSCALE]
     measures = {name: {who: of[name] for who, of in agreement.items()} for name in agreement["deit", "0"]}
     measures["teacher's top-1"] = top1
+    print("\n| measure | 39 teachers | 18 with LayerScale | 21 without |\n| --- | --- | --- | --- |")
     for name, values in measures.items():
         if len(set(values.values())) > 30:  # of 39: not of parts that many teachers lack
-            found, p = rank_correlation(ranks(values[teacher] for teacher in distill), ranks(distill.values()))
-            print(f"| {name} | {found:+.2f} | {p:.2g} |")
+            cells = []
+            for group in list(distill), with_it, without_it:
+                found, p = rank_correlation(ranks(values[who] for who in group), ranks(distill[who] for who in group))
+                cells.append(f"{found:+.2f} ({p:.2g})")
+            print(f"| {name} | {' | '.join(cells)} |")
 
     without = of_families(gains["standard distill 0-2"])  # the intervention
     shown = ("kl", "teacher's entropy", "student's entropy", "teacher's sink", "student's sink")
@@ -148,27 +177,59 @@ def print_explanation(gains: Gains, top1: dict[Teacher, float]) -> None:
 
 
 def print_exploratory(gains: Gains, top1: dict[Teacher, float]) -> None:
-    """Families with LayerScale and without, by the gains of a standard student from teachers of 95 % and more."""
-    print("\n| | with LayerScale | without | p |\n| --- | --- | --- | --- |")
-    for method in "distill", "copy":
-        good = {who: gain for who, gain in gains[f"standard {method}"].items() if top1[who] >= 95}
-        sides = {True: [], False: []}
-        for family, gain in of_families(good).items():
-            sides[family in LAYERSCALE].append(gain)
-        spans = [f"{min(side):+.1f} to {max(side):+.1f} ({len(side)} families)" for side in sides.values()]
-        splits = [sum(some) for some in combinations(sides[True] + sides[False], len(sides[True]))]
-        p = 2 * sum(split <= sum(sides[True]) for split in splits) / len(splits)  # an exact permutation test
-        print(f"| {method} | {spans[0]} | {spans[1]} | {p:.2g} |")
+    """Families with LayerScale and without, by the gains of a standard student."""
+    print("\n| teachers | | 6 families with LayerScale | 7 without | p |\n| --- | --- | --- | --- | --- |")
+    for label, lowest in ("all", 0), ("95 % and more", 95):
+        for method in METHODS:
+            good = {who: gain for who, gain in gains[f"standard {method}"].items() if top1[who] >= lowest}
+            sides = {True: [], False: []}
+            for family, gain in of_families(good).items():
+                sides[family in LAYERSCALE].append(gain)
+            spans = [f"{min(side):+.1f} to {max(side):+.1f}" for side in sides.values()]
+            p = permutation_test(sides[True], sides[False])
+            print(f"| {label} | {method} | {spans[0]} | {spans[1]} | {p:.2g} |")
+
+
+def permutation_test(some: list[float], others: list[float]) -> float:
+    """The exact two-sided probability of a difference of means as large as that, if all are exchanged at will."""
+    together, count = some + others, len(some)
+    middle = sum(together) * count / len(together)  # what `count` of them sum to on average
+    found = abs(sum(some) - middle) - 1e-9
+    sums = [abs(sum(chosen) - middle) for chosen in combinations(together, count)]
+    return sum(each >= found for each in sums) / len(sums)
+
+
+def print_more_teachers(gains: Gains) -> None:
+    """H6: eight more teachers of two networks that differ in LayerScale alone."""
+    print("\n| H6 | 8 teachers with LayerScale (DINOv2) | 8 without (DeiT) | p |\n| --- | --- | --- | --- |")
+    means, ps = [], []
+    for method in METHODS:
+        with_it, without_it = (
+            [gain for (family, _), gain in gains[f"standard {method}"].items() if family == name]
+            for name in ("dinov2", "deit")
+        )
+        assert len(with_it) == len(without_it) == 8
+        means.append(statistics.mean(with_it) - statistics.mean(without_it))
+        ps.append(permutation_test(with_it, without_it))
+        cells = [
+            f"{statistics.mean(each):+.1f} ({min(each):+.1f} to {max(each):+.1f})" for each in (with_it, without_it)
+        ]
+        print(f"| {method} | {cells[0]} | {cells[1]} | {ps[-1]:.2g} |")
+    print(f"\nH6: {verdict(max(means) < 0 and max(ps) < 0.05, min(means) >= 0)}")
 
 
 def main() -> None:
-    lines = read("study.csv")
+    every = read("study.csv")
+    lines = [line for line in every if line["teacher_seed"] in ("0", "1", "2")]
     gains = gains_of(lines)
     top1 = {teacher_of(line): float(line["teacher_top1"]) for line in lines if line["mode"] == "transfer"}
     print_hypotheses(gains)
     print_families(gains)
+    print_groups(gains)
     print_explanation(gains, top1)
     print_exploratory(gains, top1)
+    baselines = [line for line in lines if line["mode"] == "baseline"]
+    print_more_teachers(gains_of(baselines + [line for line in every if line not in lines]))
 
 
 if __name__ == "__main__":
