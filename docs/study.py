@@ -218,6 +218,73 @@ def print_more_teachers(gains: Gains) -> None:
     print(f"\nH6: {verdict(max(means) < 0 and max(ps) < 0.05, min(means) >= 0)}")
 
 
+# ---- Part 2 ----------------------------------------------------------------------------------------------------------
+
+SIZES = (1000, 5000, 20_000, 60_000)
+REAL_COLUMNS = (*COLUMNS, "random copy", "random distill", "native baseline")
+
+
+def real_gains(lines: list[dict[str, str]]) -> tuple[dict[tuple[str, int], float], float]:
+    """Gains by column and number of training images, means over seeds; and the largest difference between two seeds."""
+    top1 = {}
+    for line in lines:
+        kind = "random" if line["weights"] == "random" else line["student"]
+        key = f"{kind} {line['method'] or line['mode']}", int(line["train_images"])
+        top1.setdefault(key, {})[line["seed"]] = float(line["top1"])
+    gains, noise = {}, 0.0
+    for (column, images), by_seed in top1.items():
+        baselines = top1["standard baseline", images]
+        each = [value - baselines[seed] for seed, value in by_seed.items()]
+        gains[column, images] = statistics.mean(each)
+        noise = max(noise, max(each) - min(each))
+    return gains, noise
+
+
+def print_real(gains: dict[tuple[str, int], float], noise: float) -> None:
+    """Gains by number of training images; a dash is a run that is not done yet."""
+    print(f"\n| images | {' | '.join(REAL_COLUMNS)} |\n|{' --- |' * 8}")
+    for images in SIZES:
+        found = [gains.get((column, images)) for column in REAL_COLUMNS]
+        print(f"| {images:,} | {' | '.join('-' if gain is None else f'{gain:+.1f}' for gain in found)} |")
+    print(f"\nnoise: {noise:.1f} points")
+    if len(gains) == (len(REAL_COLUMNS) + 1) * len(SIZES):  # with the standard baseline's, which are 0
+        print_real_hypotheses(gains, noise)
+
+
+def print_real_hypotheses(gains: dict[tuple[str, int], float], noise: float) -> None:
+    print("\n| | found | |\n| --- | --- | --- |")
+    falls = [gains[column, SIZES[0]] - gains[column, SIZES[-1]] for column in COLUMNS]  # from few images to many
+    held, refuted = min(falls) > noise, sum(fall <= 0 for fall in falls) >= 2
+    print(f"| R1 | the gain falls by {points(falls)} | {verdict(held, refuted)} |")
+
+    pairs = [
+        (gains[f"standard {method}", images], gains[f"native {method}", images])
+        for method in METHODS
+        for images in SIZES
+    ]
+    crossed = sum(standard <= 0 < native for standard, native in pairs)
+    lowest = min(standard for standard, _ in pairs)
+    print(f"| R2 | a standard student's lowest gain is {lowest:+.1f} | {verdict(crossed > 0, lowest > 0)} |")
+
+    native = [
+        [gains[f"native {method}", n] - gains[f"standard {method}", n] for n in (SIZES[0], SIZES[-1])]
+        for method in METHODS
+    ]
+    held, refuted = all(few < 0 < many for few, many in native), all(many <= few for few, many in native)
+    told = "; ".join(
+        f"{method} {few:+.1f} and {many:+.1f}" for method, (few, many) in zip(METHODS, native, strict=True)
+    )
+    print(f"| R3 | native less standard at {SIZES[0]:,} and {SIZES[-1]:,}: {told} | {verdict(held, refuted)} |")
+
+    learnt = [gains[f"standard {method}", n] - gains[f"random {method}", n] for method in METHODS for n in SIZES]
+    held, refuted = min(learnt) > noise, sum(more <= 0 for more in learnt) >= 2
+    print(f"| R4 | trained less untrained: {points(learnt)} | {verdict(held, refuted)} |")
+
+
+def points(values: list[float]) -> str:
+    return ", ".join(f"{value:+.1f}" for value in values)
+
+
 def main() -> None:
     every = read("study.csv")
     lines = [line for line in every if line["teacher_seed"] in ("0", "1", "2")]
@@ -230,6 +297,7 @@ def main() -> None:
     print_exploratory(gains, top1)
     baselines = [line for line in lines if line["mode"] == "baseline"]
     print_more_teachers(gains_of(baselines + [line for line in every if line not in lines]))
+    print_real(*real_gains(read("real.csv")))
 
 
 if __name__ == "__main__":
