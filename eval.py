@@ -16,7 +16,7 @@ import re
 import statistics
 import time
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,8 @@ def view(args: Namespace) -> None:
         raise UserError("name a run, or a teacher alone with --teacher")
     if args.run:
         settings, student, teacher = open_run(args.run, args, with_teacher=True)
+    elif args.ema:
+        raise UserError("--ema is the average that a run kept; a teacher has none, so leave it out")
     else:
         settings = Settings(args.teacher, data="matching", weights=args.weights, img_size=find(args.teacher).img_size)
         if find(args.teacher).url and not args.image:
@@ -280,7 +282,8 @@ def agreement(args: Namespace) -> None:
 
 def table(args: Namespace) -> None:
     """Prints what all finished runs below a folder gained over their baselines; draws it, lists the runs with --csv."""
-    results, lines = {}, []  # by all that two runs differ in; for --csv
+    results = {}  # by all that two runs differ in
+    lines = []  # of the file
     for path in sorted(Path(args.folder).rglob("config.json")):
         try:
             result = result_of(path.parent)
@@ -300,10 +303,10 @@ def table(args: Namespace) -> None:
 
 def line_of(folder: Path) -> dict[str, Any]:
     """What a run is: its settings, without those that make no difference, and the commit of its code."""
-    config = runs.read_config(folder)
+    settings, versions = asdict(read_settings(folder)), runs.read_config(folder).get("versions", {})
     for name in INCIDENTAL:
-        config["settings"].pop(name, None)
-    return config["settings"] | {"commit": config.get("versions", {}).get("commit")}
+        del settings[name]
+    return settings | {"commit": versions.get("commit")}  # earlier versions did not write it
 
 
 def curves(args: Namespace) -> None:

@@ -467,7 +467,7 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = ViT(config)
         optimiser = torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay)
-        for step in tqdm(range(steps), desc=f"pretrain {name}"):
+        for step in tqdm(range(steps), desc=f"pretrain {path.stem}"):
             optimiser.param_groups[0]["lr"] = lr * cosine_schedule(step, steps, warmup * steps)
             # Other images for each seed, and none of them among the students'.
             images, labels = matching(batch, seed=1_000_000 * (seed + 1) + step)

@@ -1,24 +1,38 @@
-"""The tests of study.md, part 1, from the files beside it: python docs/study.py"""
+"""The figures of study.md, from the files beside it: python docs/study.py"""
 
 import csv
 import random
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from math import comb
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
-LAYERSCALE = ("deit3", "beit", "beitv2", "dinov2", "dinov2_reg", "dinov3")
-OTHERS = ("mae", "clip", "beit3", "eva02", "qknorm")  # that have components; deit and siglip have none
-METHODS = ("distill", "copy")
-COLUMNS = ("standard copy", "standard distill", "native copy", "native distill")
+sys.path.insert(0, str(HERE.parent))
 
-# A teacher: its family and the seed of its pretraining. "native baseline" is of the family, and stands at seed 0.
-Teacher = tuple[str, str]
-Gains = dict[str, dict[Teacher, float]]
-Rule = Callable[[int, int], bool]  # of how many above 0, and of how many
+from model import native_components  # noqa: E402
+from support.tables import print_aligned  # noqa: E402
+from teachers import find  # noqa: E402
+
+METHODS = ("distill", "copy")
+STUDENTS = ("standard copy", "standard distill", "native copy", "native distill")
+COLUMNS = (*STUDENTS, "native baseline")
+
+# By whether there are LayerScale and registers.
+GROUPS = {
+    (False, False): "without LayerScale",
+    (True, False): "with LayerScale, without registers",
+    (True, True): "with LayerScale and registers",
+}
+
+Row = dict[Any, float]  # by teacher, (its name, the seed of its pretraining), or by number of images: a mean over seeds
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -26,168 +40,62 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def teacher_of(line: dict[str, str]) -> Teacher:
-    return line["teacher"].removesuffix("_nano"), line["teacher_seed"]
+def column_of(line: dict[str, str]) -> str:
+    """What a run is, as "native copy"."""
+    student = "untrained" if line.get("weights") == "random" else line["student"]
+    column = f"{student} {line['method'] or line['mode']}"
+    return f"{column}, blocks 0-2" if line["blocks"] == "0-2" else column
 
 
-def gains_of(lines: list[dict[str, str]]) -> Gains:
-    """By column and teacher: the gain over the standard baseline of the same seed, a mean over the students' seeds."""
+def teacher_of(line: dict[str, str]) -> tuple[str, str]:
+    return line["teacher"], line["teacher_seed"]
+
+
+def images_of(line: dict[str, str]) -> int:
+    return int(line["train_images"])
+
+
+def gains_of(lines: list[dict[str, str]], key: Callable) -> dict[str, dict[Any, list[float]]]:
+    """By column and key: the gains over the standard baseline of the same seed, one for each seed of the student."""
     baselines, gains = {}, {}
     for line in lines:
-        if line["mode"] == "baseline" and line["student"] == "standard":
-            baselines[line["teacher"], line["seed"]] = float(line["top1"])
+        if column_of(line) == "standard baseline":
+            baselines[line["teacher"], line.get("train_images"), line["seed"]] = float(line["top1"])
     for line in lines:
-        column = f"{line['student']} {line['method'] or line['mode']}" + f" {line['blocks']}" * bool(line["blocks"])
-        gain = float(line["top1"]) - baselines[line["teacher"], line["seed"]]
-        gains.setdefault(column, {}).setdefault(teacher_of(line), []).append(gain)
-    return {column: {who: statistics.mean(each) for who, each in row.items()} for column, row in gains.items()}
+        gain = float(line["top1"]) - baselines[line["teacher"], line.get("train_images"), line["seed"]]
+        gains.setdefault(column_of(line), {}).setdefault(key(line), []).append(gain)
+    return gains
 
 
-def of_families(gains: dict[Teacher, float]) -> dict[str, float]:
-    """Means over the teachers of each family."""
+def means_of(gains: dict[str, dict[Any, list[float]]]) -> dict[str, Row]:
+    """The means over the students' seeds."""
+    means = {}
+    for column, row in gains.items():
+        means[column] = {key: statistics.mean(each) for key, each in row.items()}
+    return means
+
+
+def of_families(row: Row) -> dict[str, float]:
+    """Means over the teachers of each family, by the teachers' name."""
     together = {}
-    for (family, _), gain in gains.items():
-        together.setdefault(family, []).append(gain)
-    return {family: statistics.mean(each) for family, each in together.items()}
+    for (name, _), value in row.items():
+        together.setdefault(name, []).append(value)
+    return {name: statistics.mean(each) for name, each in together.items()}
 
 
-def sign_test(differences: Iterable[float]) -> tuple[int, int, float]:
+def has(name: str, component: str) -> bool:
+    return component in native_components(find(name).config)
+
+
+# ---- Tests -----------------------------------------------------------------------------------------------------------
+
+
+def sign_test(differences: list[float]) -> tuple[int, int, float]:
     """How many of how many are above 0, and the two-sided probability of that or more by chance. Ties are left out."""
     signs = [difference > 0 for difference in differences if difference]
     above, count = sum(signs), len(signs)
     tail = sum(comb(count, i) for i in range(min(above, count - above) + 1)) / 2**count
     return above, count, min(1.0, 2 * tail)
-
-
-def verdict(is_held: bool, is_refuted: bool) -> str:
-    return "*held*" if is_held else "*did not hold*" if is_refuted else "*undecided*"
-
-
-def print_hypotheses(gains: Gains) -> None:
-    print("| | what was counted | found | p | |\n| --- | --- | --- | --- | --- |")
-
-    def tell(name: str, what: str, differences: list[float], sample: int, held: Rule, refuted: Rule) -> None:
-        assert len(differences) == sample
-        above, count, p = sign_test(differences)
-        told = verdict(held(above, count), refuted(above, count))
-        print(f"| {name} | {what} | {above} of {count} | {p:.2g} | {told} |")
-
-    by_family = of_families(gains["standard distill"])
-    less = [by_family["deit"] - gain for family, gain in by_family.items() if family != "deit"]
-    what = "families that gain less than DeiT, distilling"
-    tell("H1", what, less, 12, lambda above, _: above >= 10, lambda above, _: above <= 6)
-    for method in METHODS:
-        more = native_less_standard(gains, method, LAYERSCALE)
-        what = f"teachers of which a native student gains more, {method}"
-        tell("H2", what, more, 18, lambda above, _: above >= 14, lambda above, _: above <= 9)
-    for method in METHODS:
-        more = native_less_standard(gains, method, OTHERS)
-        what = f"teachers of which a native student gains more, {method}"
-        tell("H3", what, more, 15, lambda *_: False, lambda above, count: max(above, count - above) >= 12)
-    alone = [gain for (family, _), gain in gains["native baseline"].items() if family in LAYERSCALE + OTHERS]
-    what = "families whose components help without a teacher"
-    tell("H4", what, alone, 11, lambda above, _: above <= 5, lambda above, _: above >= 10)
-    all_gains = [gain for column in COLUMNS for gain in gains[column].values()]
-    below = sum(gain < 0 for gain in all_gains)
-    print(f"| H5 | mean gains below 0 | {below} of {len(all_gains)} | | {verdict(not below, below > 0)} |")
-
-
-def native_less_standard(gains: Gains, method: str, families: tuple[str, ...]) -> list[float]:
-    native, standard = gains[f"native {method}"], gains[f"standard {method}"]
-    return [native[teacher] - standard[teacher] for teacher in native if teacher[0] in families]
-
-
-def print_families(gains: Gains) -> None:
-    """Mean gains of each family over its teachers, those that gain most by distilling first."""
-    columns = [*COLUMNS, "native baseline"]
-    means = {column: of_families(gains[column]) for column in columns}
-    print(f"\n| family | {' | '.join(columns)} |\n|{' --- |' * 6}")
-    for family in sorted(means["standard distill"], key=means["standard distill"].get, reverse=True):
-        print(f"| {family} | {' | '.join(f'{means[column][family]:+.1f}' for column in columns)} |")
-
-
-def print_groups(gains: Gains) -> None:
-    """README's table: the families in three groups. A group's figure is a mean over its families."""
-    columns = [*COLUMNS, "native baseline"]
-    means = {column: of_families(gains[column]) for column in columns}
-    groups = {"7 without LayerScale": set(means["native copy"]) - set(LAYERSCALE)}
-    groups["2 with LayerScale and registers"] = {"dinov2_reg", "dinov3"}
-    groups["4 with LayerScale, without registers"] = set(LAYERSCALE) - {"dinov2_reg", "dinov3"}
-    print(f"\n| nano families | {' | '.join(columns)} |\n|{' --- |' * 6}")
-    for name, families in groups.items():
-        cells = [f"{statistics.mean(means[column][family] for family in families):+.1f}" for column in columns]
-        print(f"| {name} | {' | '.join(cells)} |")
-
-
-def read_agreement() -> dict[Teacher, dict[str, float]]:
-    """What `eval.py agreement` printed of the last block, by teacher: means over the students' seeds."""
-    found = {}
-    for line in (HERE / "agreement.txt").read_text().splitlines():
-        cells = [cell.strip() for cell in line.split("|")[1:-1]]
-        if title := re.match(r"(\w+)_nano(?:\(seed(\d)\))?-matching", line):
-            teacher = title[1], title[2] or "0"
-        elif cells and cells[0] == "block":
-            names = cells[1:]
-        elif cells and cells[0] == "3":  # the last one
-            for name, cell in zip(names, cells[1:], strict=True):
-                for side, value in zip(("teacher", "student"), cell.split(" > "), strict=False):
-                    key = f"{side}'s {name}" if " > " in cell else name
-                    found.setdefault(teacher, {}).setdefault(key, []).append(float(value))
-    return {teacher: {name: statistics.mean(each) for name, each in of.items()} for teacher, of in found.items()}
-
-
-def ranks(values: Iterable[float]) -> list[float]:
-    """The place of each number in their order; equal ones share the mean of their places."""
-    values = list(values)
-    in_order = sorted(values)
-    return [in_order.index(value) + (in_order.count(value) - 1) / 2 for value in values]
-
-
-def rank_correlation(xs: list[float], ys: list[float], shuffles: int = 10_000) -> tuple[float, float]:
-    """Spearman's, and the probability that a shuffled sample correlates as strongly, in either direction."""
-    found, generator, as_strong = statistics.correlation(xs, ys), random.Random(0), 1  # the sample is one of them
-    for _ in range(shuffles):
-        shuffled = generator.sample(ys, len(ys))
-        as_strong += abs(statistics.correlation(xs, shuffled)) >= abs(found)
-    return found, as_strong / (shuffles + 1)
-
-
-def print_explanation(gains: Gains, top1: dict[Teacher, float]) -> None:
-    """How the maps of the last block, and the teacher's own top-1, go with what a distilled standard student gains."""
-    agreement, distill = read_agreement(), gains["standard distill"]
-    with_it = [teacher for teacher in distill if teacher[0] in LAYERSCALE]
-    without_it = [teacher for teacher in distill if teacher[0] not in LAYERSCALE]
-    measures = {name: {who: of[name] for who, of in agreement.items()} for name in agreement["deit", "0"]}
-    measures["teacher's top-1"] = top1
-    print("\n| measure | 39 teachers | 18 with LayerScale | 21 without |\n| --- | --- | --- | --- |")
-    for name, values in measures.items():
-        if len(set(values.values())) > 30:  # of 39: not of parts that many teachers lack
-            cells = []
-            for group in list(distill), with_it, without_it:
-                found, p = rank_correlation(ranks(values[who] for who in group), ranks(distill[who] for who in group))
-                cells.append(f"{found:+.2f} ({p:.2g})")
-            print(f"| {name} | {' | '.join(cells)} |")
-
-    without = of_families(gains["standard distill 0-2"])  # the intervention
-    shown = ("kl", "teacher's entropy", "student's entropy", "teacher's sink", "student's sink")
-    print(f"\n| family | gain | without the last block | {' | '.join(shown)} |\n|{' --- |' * 8}")
-    for family in sorted(without, key=without.get):
-        numbers = " | ".join(f"{of_families(measures[name])[family]:.2f}" for name in shown)
-        print(f"| {family} | {of_families(distill)[family]:+.1f} | {without[family]:+.1f} | {numbers} |")
-
-
-def print_exploratory(gains: Gains, top1: dict[Teacher, float]) -> None:
-    """Families with LayerScale and without, by the gains of a standard student."""
-    print("\n| teachers | | 6 families with LayerScale | 7 without | p |\n| --- | --- | --- | --- | --- |")
-    for label, lowest in ("all", 0), ("95 % and more", 95):
-        for method in METHODS:
-            good = {who: gain for who, gain in gains[f"standard {method}"].items() if top1[who] >= lowest}
-            sides = {True: [], False: []}
-            for family, gain in of_families(good).items():
-                sides[family in LAYERSCALE].append(gain)
-            spans = [f"{min(side):+.1f} to {max(side):+.1f}" for side in sides.values()]
-            p = permutation_test(sides[True], sides[False])
-            print(f"| {label} | {method} | {spans[0]} | {spans[1]} | {p:.2g} |")
 
 
 def permutation_test(some: list[float], others: list[float]) -> float:
@@ -199,106 +107,238 @@ def permutation_test(some: list[float], others: list[float]) -> float:
     return sum(each >= found for each in sums) / len(sums)
 
 
-def print_more_teachers(gains: Gains) -> None:
-    """H6: eight more teachers of two networks that differ in LayerScale alone."""
-    print("\n| H6 | 8 teachers with LayerScale (DINOv2) | 8 without (DeiT) | p |\n| --- | --- | --- | --- |")
-    means, ps = [], []
+def ranks(values: Iterable[float]) -> list[float]:
+    """The place of each number in their order; equal ones share the mean of their places."""
+    values = list(values)
+    in_order = sorted(values)
+    return [in_order.index(value) + (in_order.count(value) - 1) / 2 for value in values]
+
+
+def rank_correlation(xs: list[float], ys: list[float], shuffles: int = 10_000) -> tuple[float, float]:
+    """Spearman's, of ranks, and the probability that a shuffled sample correlates as strongly, either way."""
+    found, generator, as_strong = statistics.correlation(xs, ys), random.Random(0), 1  # the sample is one of them
+    for _ in range(shuffles):
+        shuffled = generator.sample(ys, len(ys))
+        as_strong += abs(statistics.correlation(xs, shuffled)) >= abs(found)
+    return found, as_strong / (shuffles + 1)
+
+
+def verdict(is_held: bool, is_refuted: bool) -> str:
+    return "*held*" if is_held else "*did not hold*" if is_refuted else "*undecided*"
+
+
+# ---- Part 1 ----------------------------------------------------------------------------------------------------------
+
+
+def print_hypotheses(gains: dict[str, Row]) -> None:
+    lines = [["", "what was counted", "found", "p", ""]]
+
+    def tell(name: str, what: str, differences: list[float], sample: int, held: Callable, refuted: Callable) -> None:
+        assert len(differences) == sample
+        above, count, p = sign_test(differences)
+        told = verdict(held(above, count), refuted(above, count))
+        lines.append([name, what, f"{above} of {count}", f"{p:.2g}", told])
+
+    by_family = of_families(gains["standard distill"])
+    less = [by_family["deit_nano"] - gain for name, gain in by_family.items() if name != "deit_nano"]
+    what = "families that gain less than DeiT, distilling"
+    tell("H1", what, less, 12, lambda above, _: above >= 10, lambda above, _: above <= 6)
     for method in METHODS:
-        with_it, without_it = (
-            [gain for (family, _), gain in gains[f"standard {method}"].items() if family == name]
-            for name in ("dinov2", "deit")
-        )
-        assert len(with_it) == len(without_it) == 8
-        means.append(statistics.mean(with_it) - statistics.mean(without_it))
-        ps.append(permutation_test(with_it, without_it))
-        cells = [
-            f"{statistics.mean(each):+.1f} ({min(each):+.1f} to {max(each):+.1f})" for each in (with_it, without_it)
-        ]
-        print(f"| {method} | {cells[0]} | {cells[1]} | {ps[-1]:.2g} |")
-    print(f"\nH6: {verdict(max(means) < 0 and max(ps) < 0.05, min(means) >= 0)}")
+        what = f"teachers of which a native student gains more, {method}"
+        more = native_less_standard(gains, method, lambda name: has(name, "layerscale"))
+        tell("H2", what, more, 18, lambda above, _: above >= 14, lambda above, _: above <= 9)
+    for method in METHODS:
+        what = f"teachers of which a native student gains more, {method}"
+        more = native_less_standard(gains, method, lambda name: not has(name, "layerscale"))
+        tell("H3", what, more, 15, lambda *_: False, lambda above, count: max(above, count - above) >= 12)
+    alone = [gain for (name, _), gain in gains["native baseline"].items() if native_components(find(name).config)]
+    what = "families whose components help without a teacher"
+    tell("H4", what, alone, 11, lambda above, _: above <= 5, lambda above, _: above >= 10)
+    every = [gain for column in STUDENTS for gain in gains[column].values()]
+    below = sum(gain < 0 for gain in every)
+    lines.append(["H5", "mean gains below 0", f"{below} of {len(every)}", "", verdict(not below, below > 0)])
+    print_aligned(lines)
+
+
+def native_less_standard(gains: dict[str, Row], method: str, chosen: Callable) -> list[float]:
+    """Of each teacher of the chosen families that has components."""
+    native, standard = gains[f"native {method}"], gains[f"standard {method}"]
+    differences = []
+    for teacher in native:
+        if native_components(find(teacher[0]).config) and chosen(teacher[0]):
+            differences.append(native[teacher] - standard[teacher])
+    return differences
+
+
+def print_families(gains: dict[str, Row]) -> None:
+    """Mean gains of each family over its teachers, those that gain most by distilling first; then of groups of them."""
+    means = {column: of_families(gains[column]) for column in COLUMNS}
+    names = sorted(means["standard distill"], key=means["standard distill"].get, reverse=True)
+    lines, groups = [["family", *COLUMNS]], {}
+    for name in names:
+        lines.append([name, *(f"{means[column][name]:+.1f}" for column in COLUMNS)])
+        groups.setdefault((has(name, "layerscale"), has(name, "registers")), []).append(name)
+    print()
+    print_aligned(lines)
+
+    lines = [["nano families", *COLUMNS]]
+    for components, title in GROUPS.items():
+        members, cells = groups[components], []
+        for column in COLUMNS:
+            cells.append(f"{statistics.mean(means[column][name] for name in members):+.1f}")
+        lines.append([f"{len(members)} {title}", *cells])
+    print()
+    print_aligned(lines)
+
+
+def read_agreement() -> dict[str, Row]:
+    """What `eval.py agreement` printed of the last block, by measure and teacher: means over the students' seeds."""
+    found = {}
+    for line in (HERE / "agreement.txt").read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if title := re.match(r"(\w+)(?:\(seed(\d)\))?-matching", line):
+            teacher = title[1], title[2] or "0"
+        elif cells[:1] == ["block"]:
+            names = cells[1:]
+        elif cells[:1] == ["3"]:  # the last one
+            for name, cell in zip(names, cells[1:], strict=True):
+                sides = cell.split(" > ")  # the teacher's and the student's, or one number of both
+                for side, value in zip(("teacher's ", "student's ") if len(sides) > 1 else ("",), sides, strict=True):
+                    found.setdefault(side + name, {}).setdefault(teacher, []).append(float(value))
+    return means_of(found)
+
+
+def print_explanation(distill: Row, without: Row, measures: dict[str, Row]) -> None:
+    """How the maps of the last block, and the teacher's own top-1, go with what a distilled standard student gains."""
+    with_it = [teacher for teacher in distill if has(teacher[0], "layerscale")]
+    without_it = [teacher for teacher in distill if not has(teacher[0], "layerscale")]
+    lines = [["measure", "39 teachers", "18 with LayerScale", "21 without"]]
+    for name, values in measures.items():
+        if len(set(values.values())) > 30:  # of 39: not of parts that many teachers lack
+            line = [name]
+            for group in list(distill), with_it, without_it:
+                found, p = rank_correlation(ranks(values[who] for who in group), ranks(distill[who] for who in group))
+                line.append(f"{found:+.2f} ({p:.2g})")
+            lines.append(line)
+    print()
+    print_aligned(lines)
+
+    shown = ("kl", "teacher's entropy", "student's entropy", "teacher's sink", "student's sink")
+    lines, all_blocks, some_blocks = (
+        [["family", "gain", "blocks 0-2", *shown]],
+        of_families(distill),
+        of_families(without),
+    )
+    for family in sorted(some_blocks, key=some_blocks.get):
+        cells = [f"{of_families(measures[name])[family]:.2f}" for name in shown]
+        lines.append([family, f"{all_blocks[family]:+.1f}", f"{some_blocks[family]:+.1f}", *cells])
+    print()
+    print_aligned(lines)
+
+
+def print_layerscale(gains: dict[str, Row], top1: Row) -> None:
+    """Exploratory: families with LayerScale and without, by the gains of a standard student."""
+    lines = [["teachers", "", "6 families with LayerScale", "7 without", "p"]]
+    for label, lowest in ("all", 0), ("95 % and more", 95):
+        for method in METHODS:
+            good = {who: gain for who, gain in gains[f"standard {method}"].items() if top1[who] >= lowest}
+            sides = {True: [], False: []}
+            for family, gain in of_families(good).items():
+                sides[has(family, "layerscale")].append(gain)
+            spans = [f"{min(side):+.1f} to {max(side):+.1f}" for side in sides.values()]
+            lines.append([label, method, *spans, f"{permutation_test(sides[True], sides[False]):.2g}"])
+    print()
+    print_aligned(lines)
+
+
+def print_more_teachers(gains: dict[str, Row]) -> None:
+    """H6: eight more teachers of two networks that differ in LayerScale alone."""
+    lines, differences, ps = [["H6", "8 teachers with LayerScale (DINOv2)", "8 without (DeiT)", "p"]], [], []
+    for method in METHODS:
+        sides, cells = [], []
+        for family in "dinov2_nano", "deit_nano":
+            side = [gain for (name, _), gain in gains[f"standard {method}"].items() if name == family]
+            assert len(side) == 8
+            sides.append(side)
+            cells.append(f"{statistics.mean(side):+.1f} ({min(side):+.1f} to {max(side):+.1f})")
+        differences.append(statistics.mean(sides[0]) - statistics.mean(sides[1]))
+        ps.append(permutation_test(*sides))
+        lines.append([method, *cells, f"{ps[-1]:.2g}"])
+    print()
+    print_aligned(lines)
+    print(f"\nH6: {verdict(max(differences) < 0 and max(ps) < 0.05, min(differences) >= 0)}")
+
+
+def part_1() -> None:
+    every = read("study.csv")
+    first = [line for line in every if line["teacher_seed"] in ("0", "1", "2")]
+    gains = means_of(gains_of(first, teacher_of))
+    top1 = {teacher_of(line): float(line["teacher_top1"]) for line in first if line["mode"] == "transfer"}
+    print_hypotheses(gains)
+    print_families(gains)
+    measures = read_agreement() | {"teacher's top-1": top1}
+    print_explanation(gains["standard distill"], gains["standard distill, blocks 0-2"], measures)
+    print_layerscale(gains, top1)
+    more = [line for line in every if line["mode"] == "baseline" or line not in first]
+    print_more_teachers(means_of(gains_of(more, teacher_of)))
 
 
 # ---- Part 2 ----------------------------------------------------------------------------------------------------------
 
-SIZES = (1000, 5000, 20_000, 60_000)
-REAL_COLUMNS = (*COLUMNS, "random copy", "random distill", "native baseline")
+FEW, MANY = 1000, 60_000
+SIZES = (FEW, 5000, 20_000, MANY)
 
 
-def real_gains(lines: list[dict[str, str]]) -> tuple[dict[tuple[str, int], float], float]:
-    """Gains by column and number of training images, means over seeds; and the largest difference between two seeds."""
-    top1 = {}
-    for line in lines:
-        kind = "random" if line["weights"] == "random" else line["student"]
-        key = f"{kind} {line['method'] or line['mode']}", int(line["train_images"])
-        top1.setdefault(key, {})[line["seed"]] = float(line["top1"])
-    gains, noise = {}, 0.0
-    for (column, images), by_seed in top1.items():
-        baselines = top1["standard baseline", images]
-        each = [value - baselines[seed] for seed, value in by_seed.items()]
-        gains[column, images] = statistics.mean(each)
-        noise = max(noise, max(each) - min(each))
-    return gains, noise
-
-
-def print_real(gains: dict[tuple[str, int], float], noise: float) -> None:
+def part_2() -> None:
     """Gains by number of training images; a dash is a run that is not done yet."""
-    print(f"\n| images | {' | '.join(REAL_COLUMNS)} |\n|{' --- |' * 8}")
+    runs = read("real.csv")
+    gains = gains_of(runs, images_of)
+    noise = max(max(each) - min(each) for row in gains.values() for each in row.values())
+    means = means_of(gains)
+    columns = [*COLUMNS, "untrained copy", "untrained distill"]
+    lines = [["images", *columns]]
     for images in SIZES:
-        found = [gains.get((column, images)) for column in REAL_COLUMNS]
-        print(f"| {images:,} | {' | '.join('-' if gain is None else f'{gain:+.1f}' for gain in found)} |")
+        line = [f"{images:,}"]
+        for column in columns:
+            gain = means.get(column, {}).get(images)
+            line.append("-" if gain is None else f"{gain:+.1f}")
+        lines.append(line)
+    print()
+    print_aligned(lines)
     print(f"\nnoise: {noise:.1f} points")
-    if len(gains) == (len(REAL_COLUMNS) + 1) * len(SIZES):  # with the standard baseline's, which are 0
-        print_real_hypotheses(gains, noise)
+    if len(runs) == 44:  # all
+        print_real_hypotheses(means, noise)
 
 
-def print_real_hypotheses(gains: dict[tuple[str, int], float], noise: float) -> None:
-    print("\n| | found | |\n| --- | --- | --- |")
-    falls = [gains[column, SIZES[0]] - gains[column, SIZES[-1]] for column in COLUMNS]  # from few images to many
-    held, refuted = min(falls) > noise, sum(fall <= 0 for fall in falls) >= 2
-    print(f"| R1 | the gain falls by {points(falls)} | {verdict(held, refuted)} |")
+def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
+    falls = [gains[column][FEW] - gains[column][MANY] for column in STUDENTS]
+    shrinks = verdict(min(falls) > noise, sum(fall <= 0 for fall in falls) >= 2)
 
-    pairs = [
-        (gains[f"standard {method}", images], gains[f"native {method}", images])
-        for method in METHODS
-        for images in SIZES
-    ]
-    crossed = sum(standard <= 0 < native for standard, native in pairs)
-    lowest = min(standard for standard, _ in pairs)
-    print(f"| R2 | a standard student's lowest gain is {lowest:+.1f} | {verdict(crossed > 0, lowest > 0)} |")
-
-    native = [
-        [gains[f"native {method}", n] - gains[f"standard {method}", n] for n in (SIZES[0], SIZES[-1])]
-        for method in METHODS
-    ]
-    held, refuted = all(few < 0 < many for few, many in native), all(many <= few for few, many in native)
-    told = "; ".join(
-        f"{method} {few:+.1f} and {many:+.1f}" for method, (few, many) in zip(METHODS, native, strict=True)
+    lowest, crossed, rises, learnt = [], [], [], []
+    for method in METHODS:
+        standard, native, untrained = (gains[f"{student} {method}"] for student in ("standard", "native", "untrained"))
+        lowest.append(min(standard.values()))
+        crossed.append(any(standard[images] <= 0 < native[images] for images in SIZES))
+        rises.append((native[FEW] - standard[FEW], native[MANY] - standard[MANY]))
+        learnt += [standard[images] - untrained[images] for images in SIZES]
+    turns = verdict(all(few < 0 < many for few, many in rises), all(many <= few for few, many in rises))
+    is_learnt = verdict(min(learnt) > noise, sum(more <= 0 for more in learnt) >= 2)
+    print()
+    print_aligned(
+        [
+            ["", "points (distilling, then copying)", ""],
+            ["R1", f"from few to many {', '.join(STUDENTS)} fall by {points(falls)}", shrinks],
+            ["R2", f"a standard student's lowest gains are {points(lowest)}", verdict(any(crossed), min(lowest) > 0)],
+            ["R3", f"native less standard, few and many: {'; '.join(map(points, rises))}", turns],
+            ["R4", f"trained less untrained: {points(learnt)}", is_learnt],
+        ]
     )
-    print(f"| R3 | native less standard at {SIZES[0]:,} and {SIZES[-1]:,}: {told} | {verdict(held, refuted)} |")
-
-    learnt = [gains[f"standard {method}", n] - gains[f"random {method}", n] for method in METHODS for n in SIZES]
-    held, refuted = min(learnt) > noise, sum(more <= 0 for more in learnt) >= 2
-    print(f"| R4 | trained less untrained: {points(learnt)} | {verdict(held, refuted)} |")
 
 
-def points(values: list[float]) -> str:
+def points(values: Iterable[float]) -> str:
     return ", ".join(f"{value:+.1f}" for value in values)
 
 
-def main() -> None:
-    every = read("study.csv")
-    lines = [line for line in every if line["teacher_seed"] in ("0", "1", "2")]
-    gains = gains_of(lines)
-    top1 = {teacher_of(line): float(line["teacher_top1"]) for line in lines if line["mode"] == "transfer"}
-    print_hypotheses(gains)
-    print_families(gains)
-    print_groups(gains)
-    print_explanation(gains, top1)
-    print_exploratory(gains, top1)
-    baselines = [line for line in lines if line["mode"] == "baseline"]
-    print_more_teachers(gains_of(baselines + [line for line in every if line not in lines]))
-    print_real(*real_gains(read("real.csv")))
-
-
 if __name__ == "__main__":
-    main()
+    part_1()
+    part_2()

@@ -56,9 +56,7 @@ def draw_gains(tables: Tables, path: str) -> None:
         panel.set_yticks(range(len(rows)), [teacher for _, teacher in rows])
         panel.set_ylim(len(rows) - 0.5, -0.5)  # the first teacher on top
         panel.set(title=title_of(shared), xlabel="gain over the baseline, points")
-        panel.grid(alpha=0.3)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        add_legend(panel)
     save(figure, path)
 
 
@@ -78,9 +76,15 @@ def draw_gains_by_images(tables: Tables, path: str) -> None:
     panel.axhline(0, color="black", linewidth=1)
     panel.set(xscale="log", xlabel="training images", ylabel="gain over the baseline, points")
     panel.xaxis.set_major_formatter("{x:,.0f}")
-    panel.grid(alpha=0.3)
-    panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    add_legend(panel)
     save(figure, path)
+
+
+def add_legend(panel: Any) -> None:
+    """A grid, and beside the panel the names of what it shows, if there is anything."""
+    panel.grid(alpha=0.3)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def deviation(values: list[float]) -> float:
