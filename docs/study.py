@@ -191,6 +191,23 @@ def print_families(gains: dict[str, Row]) -> None:
     print_aligned(lines)
 
 
+def print_spread(gains: dict[str, dict[Any, list[float]]], top1: Row) -> None:
+    """Exploratory: how much gains differ between students of one teacher, and between teachers of one family."""
+    lines = [["standard deviation between", *STUDENTS], ["seeds of a student"], ["teachers of a family"]]
+    lines.append(["the same, teachers of 95 % and more"])
+    for column in STUDENTS:
+        every, good = {}, {}
+        for (name, seed), each in gains[column].items():
+            every.setdefault(name, []).append(statistics.mean(each))
+            if top1[name, seed] >= 95:
+                good.setdefault(name, []).append(statistics.mean(each))
+        for line, groups in zip(lines[1:], (gains[column], every, good), strict=True):
+            variances = [statistics.variance(group) for group in groups.values() if len(group) > 1]
+            line.append(f"{statistics.mean(variances) ** 0.5:.1f}")
+    print()
+    print_aligned(lines)
+
+
 def read_agreement() -> dict[str, Row]:
     """What `eval.py agreement` printed of the last block, by measure and teacher: means over the students' seeds."""
     found = {}
@@ -224,11 +241,8 @@ def print_explanation(distill: Row, without: Row, measures: dict[str, Row]) -> N
     print_aligned(lines)
 
     shown = ("kl", "teacher's entropy", "student's entropy", "teacher's sink", "student's sink")
-    lines, all_blocks, some_blocks = (
-        [["family", "gain", "blocks 0-2", *shown]],
-        of_families(distill),
-        of_families(without),
-    )
+    lines = [["family", "gain", "blocks 0-2", *shown]]
+    all_blocks, some_blocks = of_families(distill), of_families(without)
     for family in sorted(some_blocks, key=some_blocks.get):
         cells = [f"{of_families(measures[name])[family]:.2f}" for name in shown]
         lines.append([family, f"{all_blocks[family]:+.1f}", f"{some_blocks[family]:+.1f}", *cells])
@@ -272,10 +286,12 @@ def print_more_teachers(gains: dict[str, Row]) -> None:
 def part_1() -> None:
     every = read("study.csv")
     first = [line for line in every if line["teacher_seed"] in ("0", "1", "2")]
-    gains = means_of(gains_of(first, teacher_of))
+    by_seed = gains_of(first, teacher_of)
+    gains = means_of(by_seed)
     top1 = {teacher_of(line): float(line["teacher_top1"]) for line in first if line["mode"] == "transfer"}
     print_hypotheses(gains)
     print_families(gains)
+    print_spread(by_seed, top1)
     measures = read_agreement() | {"teacher's top-1": top1}
     print_explanation(gains["standard distill"], gains["standard distill, blocks 0-2"], measures)
     print_layerscale(gains, top1)
