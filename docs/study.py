@@ -324,6 +324,7 @@ def part_2() -> None:
     print(f"\nnoise: {noise:.1f} points")
     if len(runs) == 44:  # all
         print_real_hypotheses(means, noise)
+        print_over_native(means)
 
 
 def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
@@ -349,6 +350,17 @@ def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
             ["R4", f"trained less untrained: {points(learnt)}", is_learnt],
         ]
     )
+
+
+def print_over_native(gains: dict[str, Row]) -> None:
+    """Exploratory: what a native student gains over a native one without a teacher."""
+    lines = [["images", "native copy", "native distill"]]
+    for images in SIZES:
+        baseline = gains["native baseline"][images]
+        more = [gains[column][images] - baseline for column in lines[0][1:]]
+        lines.append([f"{images:,}", *(f"{gain:+.1f}" for gain in more)])
+    print()
+    print_aligned(lines)
 
 
 def points(values: Iterable[float]) -> str:
