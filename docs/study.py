@@ -328,26 +328,27 @@ def part_2() -> None:
 
 
 def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
-    falls = [gains[column][FEW] - gains[column][MANY] for column in STUDENTS]
-    shrinks = verdict(min(falls) > noise, sum(fall <= 0 for fall in falls) >= 2)
-
-    lowest, crossed, rises, learnt = [], [], [], []
+    changes, lowest, crossed, rises, learnt = [], [], [], [], []  # by method
     for method in METHODS:
         standard, native, untrained = (gains[f"{student} {method}"] for student in ("standard", "native", "untrained"))
-        lowest.append(min(standard.values()))
+        changes.append([gain[MANY] - gain[FEW] for gain in (standard, native)])
+        lowest.append([min(standard.values())])
         crossed.append(any(standard[images] <= 0 < native[images] for images in SIZES))
-        rises.append((native[FEW] - standard[FEW], native[MANY] - standard[MANY]))
-        learnt += [standard[images] - untrained[images] for images in SIZES]
+        rises.append([native[images] - standard[images] for images in (FEW, MANY)])
+        learnt.append([standard[images] - untrained[images] for images in SIZES])
+    every_change, every_more = sum(changes, []), sum(learnt, [])
+    shrinks = verdict(max(every_change) < -noise, sum(change >= 0 for change in every_change) >= 2)
+    fails = verdict(any(crossed), min(lowest)[0] > 0)
     turns = verdict(all(few < 0 < many for few, many in rises), all(many <= few for few, many in rises))
-    is_learnt = verdict(min(learnt) > noise, sum(more <= 0 for more in learnt) >= 2)
+    is_learnt = verdict(min(every_more) > noise, sum(more <= 0 for more in every_more) >= 2)
     print()
     print_aligned(
         [
-            ["", "points (distilling, then copying)", ""],
-            ["R1", f"from few to many {', '.join(STUDENTS)} fall by {points(falls)}", shrinks],
-            ["R2", f"a standard student's lowest gains are {points(lowest)}", verdict(any(crossed), min(lowest) > 0)],
-            ["R3", f"native less standard, few and many: {'; '.join(map(points, rises))}", turns],
-            ["R4", f"trained less untrained: {points(learnt)}", is_learnt],
+            ["", "gains in points, distilling; copying", "found", ""],
+            ["R1", "at 60,000 less at 1,000: standard, native", points(changes), shrinks],
+            ["R2", "the lowest of a standard student", points(lowest), fails],
+            ["R3", "native less standard, at 1,000 and 60,000", points(rises), turns],
+            ["R4", "trained less untrained, at the four sizes", points(learnt), is_learnt],
         ]
     )
 
@@ -363,8 +364,8 @@ def print_over_native(gains: dict[str, Row]) -> None:
     print_aligned(lines)
 
 
-def points(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:+.1f}" for value in values)
+def points(by_method: list[list[float]]) -> str:
+    return "; ".join(", ".join(f"{value:+.1f}" for value in values) for values in by_method)
 
 
 if __name__ == "__main__":
