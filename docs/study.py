@@ -44,7 +44,7 @@ def column_of(line: dict[str, str]) -> str:
     """What a run is, as "native copy"."""
     student = "untrained" if line.get("weights") == "random" else line["student"]
     column = f"{student} {line['method'] or line['mode']}"
-    return f"{column}, blocks 0-2" if line["blocks"] == "0-2" else column
+    return f"{column}, blocks 0-2" if line.get("blocks") == "0-2" else column
 
 
 def teacher_of(line: dict[str, str]) -> tuple[str, str]:
@@ -325,6 +325,7 @@ def part_2() -> None:
     if len(runs) == 44:  # all
         print_real_hypotheses(means, noise)
         print_over_native(means)
+        print_looks(runs)
 
 
 def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
@@ -360,6 +361,27 @@ def print_over_native(gains: dict[str, Row]) -> None:
         baseline = gains["native baseline"][images]
         more = [gains[column][images] - baseline for column in lines[0][1:]]
         lines.append([f"{images:,}", *(f"{gain:+.1f}" for gain in more)])
+    print()
+    print_aligned(lines)
+
+
+def print_looks(runs: list[dict[str, str]]) -> None:
+    """Exploratory: top-1 of seed 0, by number of steps, and with a LayerScale that begins at 1."""
+    few, more, many = "1,000 images, 336 steps", "1,000 images, 1,008 steps", "60,000 images, 938 steps"
+    rows = {few: {}, more: {}, many: {}}
+    for line in runs:
+        if line["seed"] == "0" and images_of(line) in (FEW, MANY):
+            rows[few if images_of(line) == FEW else many][column_of(line)] = line["top1"]
+    for line in read("steps.csv"):
+        rows[more][column_of(line)] = line["top1"]
+    for line in read("layerscale.csv"):  # native students
+        rows[few if images_of(line) == FEW else many][f"from 1: {line['method'] or line['mode']}"] = line["top1"]
+    columns = []
+    for student in "standard ", "native ", "from 1: ":
+        columns += [student + name for name in ("baseline", "copy", "distill")]
+    lines = [["top-1, seed 0", *columns]]
+    for label, row in rows.items():
+        lines.append([label, *(f"{float(row[name]):.1f}" if name in row else "-" for name in columns)])
     print()
     print_aligned(lines)
 
