@@ -306,7 +306,7 @@ SIZES = (FEW, 5000, 20_000, MANY)
 
 
 def part_2() -> None:
-    """Gains by number of training images; a dash is a run that is not done yet."""
+    """Gains by number of training images, and what follows."""
     runs = read("real.csv")
     gains = gains_of(runs, images_of)
     noise = max(max(each) - min(each) for row in gains.values() for each in row.values())
@@ -314,18 +314,13 @@ def part_2() -> None:
     columns = [*COLUMNS, "untrained copy", "untrained distill"]
     lines = [["images", *columns]]
     for images in SIZES:
-        line = [f"{images:,}"]
-        for column in columns:
-            gain = means.get(column, {}).get(images)
-            line.append("-" if gain is None else f"{gain:+.1f}")
-        lines.append(line)
+        lines.append([f"{images:,}", *(f"{means[column][images]:+.1f}" for column in columns)])
     print()
     print_aligned(lines)
     print(f"\nnoise: {noise:.1f} points")
-    if len(runs) == 44:  # all
-        print_real_hypotheses(means, noise)
-        print_over_native(means)
-        print_looks(runs)
+    print_real_hypotheses(means, noise)
+    print_over_native(means)
+    print_looks(runs)
 
 
 def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
@@ -367,15 +362,17 @@ def print_over_native(gains: dict[str, Row]) -> None:
 
 def print_looks(runs: list[dict[str, str]]) -> None:
     """Exploratory: top-1 of seed 0, by number of steps, and with a LayerScale that begins at 1."""
-    few, more, many = "1,000 images, 336 steps", "1,000 images, 1,008 steps", "60,000 images, 938 steps"
-    rows = {few: {}, more: {}, many: {}}
+    few, more, many = {}, {}, {}  # top-1 by column
     for line in runs:
         if line["seed"] == "0" and images_of(line) in (FEW, MANY):
-            rows[few if images_of(line) == FEW else many][column_of(line)] = line["top1"]
+            row = few if images_of(line) == FEW else many
+            row[column_of(line)] = line["top1"]
     for line in read("steps.csv"):
-        rows[more][column_of(line)] = line["top1"]
+        more[column_of(line)] = line["top1"]
     for line in read("layerscale.csv"):  # native students
-        rows[few if images_of(line) == FEW else many][f"from 1: {line['method'] or line['mode']}"] = line["top1"]
+        row = few if images_of(line) == FEW else many
+        row[f"from 1: {line['method'] or line['mode']}"] = line["top1"]
+    rows = {"1,000 images, 336 steps": few, "1,000 images, 1,008 steps": more, "60,000 images, 938 steps": many}
     columns = []
     for student in "standard ", "native ", "from 1: ":
         columns += [student + name for name in ("baseline", "copy", "distill")]
