@@ -16,9 +16,8 @@ import re
 import statistics
 import time
 from argparse import Namespace
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +28,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from model import ViT, ViTConfig, attention_map
-from support import data, pictures, runs
-from support.arguments import Parser, number_from, parse_blocks
+from support import data, pictures, runs, tables
+from support.arguments import Parser, number_from
 from support.errors import UserError, answer_mistakes
-from support.processes import Processes, mixed_precision, spare_cores
-from support.tables import compare, print_aligned, print_tables, write_csv
-from support.training import evaluate
-from teachers import find, fingerprint, load_teacher, student_config
-from train import INCIDENTAL, Settings, build_data, build_model, build_teacher, read_settings, result_of
-from transfer import AttentionTransfer, choose_blocks, kl, measures
+from support.processes import Processes, spare_cores
+from teachers import find_teacher, fingerprint, load_teacher, student_config
+from train import Settings, build_data, build_model, build_teacher, evaluate, mixed_precision
+from transfer import AttentionTransfer, StudentAlone, choose_blocks, kl, measures
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
@@ -47,12 +44,12 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     """
     config, name = runs.read_config(folder), "student_ema" if ema else "student"
     path = Path(folder) / f"{name}.safetensors"
-    runs.read_result(folder)  # raises if the run is not finished
+    runs.read_result(folder)  # This raises if the run is not finished.
     if not path.is_file():
         raise UserError(
             f"{folder} kept no moving average of its weights; leave --ema out, or train it --fresh with --ema"
         )
-    student = ViT(ViTConfig(**config["student"]))  # native components included
+    student = ViT(ViTConfig(**config["student"]))
     try:
         student.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
@@ -64,10 +61,10 @@ def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[
     """A run's settings, over which --weights and --data-root go; its student; its teacher, where it is needed."""
     student = load_student(folder, args.ema).to(args.device)
     given = {name: getattr(args, name) for name in ("weights", "data_root", "amp") if getattr(args, name, None)}
-    settings = replace(read_settings(folder), **given)
+    settings = replace(runs.read_settings(folder, Settings), **given)
     if not with_teacher and settings.method != "copy":
         return settings, student, None
-    teacher, known = build_teacher(settings), runs.read_config(folder)["teacher"]  # a baseline knows none
+    teacher, known = build_teacher(settings), runs.read_config(folder)["teacher"]
     if known and fingerprint(teacher) != known:
         raise UserError(
             f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
@@ -80,8 +77,8 @@ def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[
 # Sets of class folders, and where they are below --data-root, as their archives unpack.
 FOLDERS = {
     "imagenet": "imagenet/val",
-    "imagenet_a": "imagenet-a",  # arXiv 1907.07174: natural images that are often mistaken, 200 classes
-    "imagenet_r": "imagenet-r",  # arXiv 2006.16241: renditions, 200 classes
+    "imagenet_a": "imagenet-a",  # arXiv 1907.07174: natural images that are often mistaken, of 200 classes
+    "imagenet_r": "imagenet-r",  # arXiv 2006.16241: renditions, of 200 classes
     "imagenet_sketch": "sketch",  # arXiv 1905.13549
     "imagenet_v2": "imagenetv2-matched-frequency-format-val",  # arXiv 1902.10811
 }
@@ -89,13 +86,13 @@ FOLDERS = {
 
 def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
-    print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")  # a row as soon as it is found
+    print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")
     for folder in map(Path, args.runs):
-        result_of(folder)  # raises where a table could not have the run either
-        student = teacher = model = None  # of the run before: one at a time is in memory
+        tables.result_of(folder)  # This raises where a table could not have the run either.
+        student = teacher = model = None  # The models of the run before leave memory.
         settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
-        autocast, _ = mixed_precision(settings.amp, args.device)  # the run's, so that its figure comes out again
+        autocast, _ = mixed_precision(settings.amp, args.device)  # With the run's precision its figure comes out again.
         batch_size = args.batch_size or min(256, settings.batch_size)
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
@@ -115,9 +112,11 @@ def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dat
         _, dataset, classes = build_data(replace(settings, data=name, train_images=None))
     else:
         images, classes = data.class_folders(class_folder(name, settings.data_root))
-        dataset = data.Images(images, data.plain_view(name, settings.img_size, find(settings.teacher).normalisation))
+        dataset = data.Images(
+            images, data.plain_view(name, settings.img_size, find_teacher(settings.teacher).normalisation)
+        )
     if name == "imagenet_v2":
-        numbers = {str(number): word for number, word in enumerate(known)}  # as the folders count
+        numbers = {str(number): word for number, word in enumerate(known)}
         classes = [numbers.get(word, word) for word in classes]
     strange = [word for word in classes if word not in known]
     if strange:
@@ -134,7 +133,7 @@ def class_folder(name: str, root: str) -> Path:
             raise UserError(f"{name} is not there; put its class folders into {place}, or say where with --data-root")
         return place
     folder = data.find_folder(name, root, sorted({*data.DATASETS, *FOLDERS}))
-    return folder / "val" if data.has_parts(folder) else folder
+    return folder / "val" if data.has_splits(folder) else folder
 
 
 # ---- Where both look -------------------------------------------------------------------------------------------------
@@ -146,12 +145,11 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
 
     The student's are those that it reads with: where a run copies, the teacher's.
     """
-    seen = []  # what each of the student's blocks did
-    reroutes = None
+    handed, seen = None, []
     if settings.method == "copy":
         model = build_model(settings, student, teacher)
-        reroutes = model.reroutes(model.teacher_targets(images))
-    student(images, reroutes=reroutes, seen=seen)
+        handed = model.handed(model.teacher_targets(images))
+    student(images, handed=handed, seen=seen)
     theirs = AttentionTransfer(student, teacher, "copy").teacher_routings(images)
     return list(map(attention_map, theirs.values())), [attention_map(attended.routing) for attended in seen]
 
@@ -161,31 +159,31 @@ def maps(args: Namespace) -> None:
     settings, student, teacher = open_run(args.run, args, with_teacher=True)
     config, (image, picture) = student.config, chosen_image(args, settings)
     patch = chosen_patch(args.patch, config)
-    token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]  # its number
+    token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]
     sides = []
     for side in both_maps(settings, student, teacher, image[None].to(args.device)):
         rows = torch.cat(side)[:, :, token, config.prefix :]  # (blocks, heads, patches)
         sides.append(rows.unflatten(-1, (config.grid, config.grid)).float().cpu())
-    titles = f"teacher: {settings.teacher_title}", f"student: {Path(args.run).name}"
+    titles = f"teacher: {runs.teacher_title(settings)}", f"student: {Path(args.run).name}"
     pictures.draw_maps(picture, patch, dict(zip(titles, sides, strict=True)), args.figure)
 
 
 def chosen_image(args: Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
     """The image of --image, or else the first validation image, as models see it and with values from 0 to 1."""
-    normalisation = find(settings.teacher).normalisation
+    normalisation = find_teacher(settings.teacher).normalisation
     if args.image:
         image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
     else:
         image = build_data(settings).val[0][0]
-    mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)  # to undo it
+    mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)
     return image, image * std + mean
 
 
 def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
-    """The (row, column) of the patch that looks; None for the class token. Where there is none, the middle looks."""
+    """The (row, column) of the patch that looks, or None for the class token. Without one the middle patch looks."""
     if text is None:
         return None if config.class_token else (config.grid // 2, config.grid // 2)
-    place = re.fullmatch(r"(\d+),(\d+)", text)  # as 3,4
+    place = re.fullmatch(r"(\d+),(\d+)", text)
     row, column = map(int, place.groups()) if place else (config.grid, 0)
     if max(row, column) >= config.grid:
         last = config.grid - 1
@@ -202,21 +200,23 @@ def view(args: Namespace) -> None:
     elif args.ema:
         raise UserError("--ema is the average that a run kept; a teacher has none, so leave it out")
     else:
-        settings = Settings(args.teacher, data="matching", weights=args.weights, img_size=find(args.teacher).img_size)
-        if find(args.teacher).url and not args.image:
+        settings = Settings(
+            args.teacher, data="matching", weights=args.weights, img_size=find_teacher(args.teacher).img_size
+        )
+        if find_teacher(args.teacher).url and not args.image:
             raise UserError("there is no image to look at; name one with --image")
         student, teacher = None, build_teacher(settings).to(args.device)
     (image, picture), config = chosen_image(args, settings), (student or teacher).config
-    blocks = choose_blocks(parse_blocks(args.blocks), config.depth)
-    numbers = (config.heads + 1) * (config.prefix + config.grid**2) ** 2  # of one block's maps, and their mean
+    blocks = choose_blocks(args.blocks, config.depth)
+    numbers = (config.heads + 1) * (config.prefix + config.grid**2) ** 2  # in the maps of one block and their mean
     pictures.check_page_size(2 * numbers if student else numbers, blocks)
 
     images, theirs, pages = image[None].to(args.device), None, {}
     sides = both_maps(settings, student, teacher, images) if student else [teacher.attention_maps(images)]
-    titles = f"teacher: {settings.teacher_title}", f"student: {Path(args.run or '').name}"
-    for title, side in zip(titles, sides, strict=False):  # a teacher alone has no other side
+    titles = f"teacher: {runs.teacher_title(settings)}", f"student: {Path(args.run or '').name}"
+    for title, side in zip(titles, sides, strict=False):  # A teacher alone has one side.
         by_head = torch.cat([side[block] for block in blocks]).float()  # (blocks, H, N, N)
-        by_head = torch.cat((by_head, by_head.mean(1, keepdim=True)), 1)  # the last head is their mean
+        by_head = torch.cat((by_head, by_head.mean(1, keepdim=True)), 1)
         pages[title] = by_head, told_of(by_head, theirs, config)
         theirs = by_head
     prefix = ["class token"] * config.class_token + [f"register {number}" for number in range(config.registers)]
@@ -259,10 +259,11 @@ def agreement(args: Namespace) -> None:
         pairs = zip(*both_maps(settings, student, teacher, images), strict=True)
         for block, pair in enumerate(pairs):
             for name, value in measures(*pair, student.config).items():
-                share = value.mean(-1).cpu() * len(images) / count  # over heads: one number, or teacher's and student's
+                share = value.mean(-1).cpu() * len(images) / count
                 found[block, name] = found.get((block, name), 0) + share
 
-    print(f"{Path(args.run).name} and {settings.teacher_title}, {count} images, mean over heads; teacher > student\n")
+    both = f"{Path(args.run).name} and {runs.teacher_title(settings)}"
+    print(f"{both}, {count} images, mean over heads; teacher > student\n")
     lines, panels = [["block", *UNITS]], {}
     for block in range(student.config.depth):
         line = [str(block)]
@@ -272,7 +273,7 @@ def agreement(args: Namespace) -> None:
             for side, value in zip(("teacher", "student"), values, strict=False):
                 pictures.add_point(panels, f"{name} ({unit})", side if len(values) > 1 else "both", block, value)
         lines.append(line)
-    print_aligned(lines)
+    tables.print_aligned(lines)
     if args.figure:
         pictures.draw_lines(panels, "block", args.figure)
 
@@ -282,43 +283,35 @@ def agreement(args: Namespace) -> None:
 
 def table(args: Namespace) -> None:
     """Prints what all finished runs below a folder gained over their baselines; draws it, lists the runs with --csv."""
-    results = {}  # by all that two runs differ in
-    lines = []  # of the file
+    results, lines = {}, []
     for path in sorted(Path(args.folder).rglob("config.json")):
         try:
-            result = result_of(path.parent)
-            if result[:-2] in results:  # all but the accuracies
+            result = tables.result_of(path.parent)
+            identity = result._replace(top1=0.0, teacher_top1=None)
+            if identity in results:
                 raise UserError(f"{path.parent} has the settings of another run")
-            results[result[:-2]] = result
-            lines.append(line_of(path.parent) | {"top1": result.top1, "teacher_top1": result.teacher_top1})
+            results[identity] = result
+            lines.append(tables.line_of(path.parent, result))
         except UserError as error:
             print(f"left out: {error}")
-    tables = compare(list(results.values()))
-    print_tables(tables)
+    found = tables.compare(list(results.values()))
+    tables.print_tables(found)
     if args.csv:
-        write_csv(lines, args.csv)
+        tables.write_csv(lines, args.csv)
     if args.figure:
-        pictures.draw_gains(tables, args.figure)
-
-
-def line_of(folder: Path) -> dict[str, Any]:
-    """What a run is: its settings, without those that make no difference, and the commit of its code."""
-    settings, versions = asdict(read_settings(folder)), runs.read_config(folder).get("versions", {})
-    for name in INCIDENTAL:
-        del settings[name]
-    return settings | {"commit": versions.get("commit")}  # earlier versions did not write it
+        pictures.draw_gains(found, args.figure)
 
 
 def curves(args: Namespace) -> None:
     """Draws loss and accuracy by epoch."""
-    panels = {}  # by title
+    panels = {}
     for folder in args.runs:
-        name, weight = Path(folder).name, read_settings(folder).weight
+        name, weight = Path(folder).name, runs.read_config(folder)["settings"]["weight"]
         for line in runs.read_log(folder):
             epoch, transfer_loss = line["epoch"], line["transfer_loss"]
             pictures.add_point(panels, "classification loss", name, epoch, line["loss"] - weight * transfer_loss)
             pictures.add_point(panels, "transfer loss", name, epoch, transfer_loss)
-            if "val_top1" in line:  # not every epoch is validated
+            if "val_top1" in line:  # Not every epoch is validated.
                 pictures.add_point(panels, "top-1, validation (%)", name, epoch, line["val_top1"])
     pictures.draw_lines(panels, "epoch", args.figure)
 
@@ -329,21 +322,22 @@ def curves(args: Namespace) -> None:
 def speed(args: Namespace) -> None:
     """Prints what a step of copying and of distillation takes, as a ratio to a step without a teacher.
 
-    The variants take turns, and a ratio is the median of those within one round: what else the machine does hits all.
+    The variants take turns, and a ratio is the median of those within one round, so that what else the machine does
+    slows all of them.
     """
-    device, size = args.device, args.img_size or find(args.teacher).img_size
+    device, size = args.device, args.img_size or find_teacher(args.teacher).img_size
     config, on_cuda = student_config(args.teacher, img_size=size), device.type == "cuda"
     batch, blocks = args.batch_size or (128 if on_cuda else 16), config.depth * 3 // 4
     student, teacher = ViT(config).to(device), load_teacher(args.teacher, "random", size).to(device)
     if args.compile:
         student.compile()
     variants = {
-        "baseline": student,
+        "baseline": StudentAlone(student),
         "copy": AttentionTransfer(student, teacher, "copy"),
-        "distill, flash": AttentionTransfer(student, teacher, "distill", blocks, flash=True),
-        "distill, plain": AttentionTransfer(student, teacher, "distill", blocks, flash=False),
+        "distill, fused": AttentionTransfer(student, teacher, "distill", blocks, fused=True),
+        "distill, plain": AttentionTransfer(student, teacher, "distill", blocks, fused=False),
     }
-    images = torch.randn(batch, 3, size, size, device=device)  # as good as real ones for this
+    images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(config.num_classes, (batch,), device=device)
     print(f"{args.teacher} with random weights, {size} px, batch {batch}, distilling {blocks} blocks, on {device}")
 
@@ -354,13 +348,12 @@ def speed(args: Namespace) -> None:
                 torch.cuda.reset_peak_memory_stats(device)
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
-                output = module.train()(images)
-            logits, transfer_loss = output if isinstance(output, tuple) else (output, 0.0)
+                logits, transfer_loss = module.train()(images)
             (F.cross_entropy(logits.float(), labels) + 3 * transfer_loss).backward()
             student.zero_grad()
             memory[name] = f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f}" if on_cuda else "-"
             if on_cuda:
-                torch.cuda.synchronize(device)  # a GPU works on after Python has gone on
+                torch.cuda.synchronize(device)  # A GPU works on after Python has gone on.
             times.setdefault(name, []).append(time.perf_counter() - start)
     lines = [["", "step, s", "ratio", "peak MB"]]
     for name, seconds in times.items():
@@ -368,7 +361,7 @@ def speed(args: Namespace) -> None:
         ratios = [one / base for one, base in zip(seconds[1:], times["baseline"][1:], strict=True)]
         figures = f"{statistics.median(seconds[1:]):.3f}", f"{statistics.median(ratios):.2f}"
         lines.append([name, *figures, memory[name]])
-    print_aligned(lines)
+    tables.print_aligned(lines)
     print("forward and backward pass, medians of 11 rounds; a ratio is the median of those within a round")
 
 
@@ -376,30 +369,36 @@ def speed(args: Namespace) -> None:
 
 
 FLAGS = {
-    "runs": dict(nargs="+", metavar="RUN", help="a folder that train.py made"),
-    "run": dict(metavar="RUN", help="a folder that train.py made"),
-    "folder": dict(metavar="DIR", help="where the runs are"),
-    "teacher": dict(nargs="?", default="deit_s", metavar="TEACHER", help="(deit_s)"),
-    "--data": dict(nargs="+", metavar="DATA", help=f"other test sets: {', '.join(FOLDERS)}, or as in train.py"),
-    "--data-root": dict(metavar="DIR", help="where data sets are kept (the run's)"),
-    "--ema": dict(action="store_true", help="the moving average of the weights, if the run kept one"),
-    "--weights": dict(metavar="PATH", help="the teacher's file (the run's)"),
-    "--teacher": dict(metavar="TEACHER", help="a teacher alone, in the place of a run"),
-    "--blocks": dict(metavar="BLOCKS", help="which blocks, as in train.py (all)"),
-    "--out": dict(metavar="FILE", help="the page: view.html"),
-    "--figure": dict(metavar="FILE", help="a picture: .png, .svg or .pdf"),
-    "--csv": dict(metavar="FILE", help="a file with a line for each run"),
-    "--image": dict(metavar="IMG", help="an image file (the first validation image)"),
-    "--patch": dict(metavar="ROW,COLUMN", help="which patch looks, from 0,0 (the class token, or the middle)"),
-    "--img-size": dict(type=number_from(int, 1), metavar="PX", help="(the teacher's)"),
-    "--batch-size": dict(type=number_from(int, 1), metavar="N", help="(as in training; for speed 16, on CUDA 128)"),
-    "--amp": dict(choices=("auto", "bf16", "fp16", "off"), help="the precision (the run's)"),
-    "--compile": dict(action="store_true", help="compile the student"),
-    "--workers": dict(type=number_from(int, 0), metavar="N", help="processes that decode images (as in training)"),
-    "--device": dict(default="auto", help="auto, cpu, cuda, cuda:1 (auto)"),
+    "runs": dict(nargs="+", metavar="RUN", help="A folder that train.py made."),
+    "run": dict(metavar="RUN", help="A folder that train.py made."),
+    "folder": dict(metavar="DIR", help="The folder of the runs' folders."),
+    "teacher": dict(nargs="?", default="deit_s", metavar="TEACHER", help="A teacher (default: deit_s)."),
+    "--data": dict(nargs="+", metavar="DATA", help=f"Other test sets: {', '.join(FOLDERS)}, or as in train.py."),
+    "--data-root": dict(metavar="DIR", help="Data sets are kept in this folder (default: the run's)."),
+    "--ema": dict(action="store_true", help="Take the moving average of the weights, if the run kept one."),
+    "--weights": dict(metavar="PATH", help="The file of the teacher's weights (default: the run's)."),
+    "--teacher": dict(metavar="TEACHER", help="A teacher alone, in the place of a run."),
+    "--blocks": dict(metavar="BLOCKS", help="Which blocks are shown, as in train.py (default: all)."),
+    "--out": dict(metavar="FILE", help="The page is written to this file, such as view.html."),
+    "--figure": dict(metavar="FILE", help="A picture is drawn to this file: .png, .svg or .pdf."),
+    "--csv": dict(metavar="FILE", help="The runs are written to this file, one a line."),
+    "--image": dict(metavar="IMG", help="The file of an image (default: the first validation image)."),
+    "--patch": dict(metavar="ROW,COLUMN", help="The patch that looks, from 0,0 (default: the class token)."),
+    "--img-size": dict(type=number_from(int, 1), metavar="PX", help="The images' side (default: the teacher's)."),
+    "--batch-size": dict(
+        type=number_from(int, 1),
+        metavar="N",
+        help="The images in a batch (default: as in training; for speed 16, on CUDA 128).",
+    ),
+    "--amp": dict(choices=("auto", "bf16", "fp16", "off"), help="The precision (default: the run's)."),
+    "--compile": dict(action="store_true", help="Compile the student."),
+    "--workers": dict(
+        type=number_from(int, 0), metavar="N", help="So many processes decode images (default: the run's)."
+    ),
+    "--device": dict(default="auto", help="The device: auto, cpu, cuda, cuda:1 (default: auto)."),
 }
-# The sub-commands: each has its function's name, its docstring as help, and these arguments. A ! marks a needed flag, a
-# ? what may be left out.
+# The arguments of each sub-command, whose name and help are those of its function. A ! marks a flag that is needed, a ?
+# an argument that may be left out.
 ACTIONS = {
     accuracy: "runs --data --data-root --ema --weights --batch-size --amp --workers --device",
     table: "folder --csv --figure",
@@ -418,7 +417,7 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
         text = action.__doc__
         sub = subparsers.add_parser(action.__name__, help=text.splitlines()[0], description=text)
         sub.set_defaults(action=action)
-        for name in names.split():  # positional ones first, then flags
+        for name in names.split():
             marked = {"!": {"required": True}, "?": {"nargs": "?"}}.get(name[-1], {})
             sub.add_argument(name.rstrip("!?"), **FLAGS[name.rstrip("!?")], **marked)
     return parser.parse_args(words)

@@ -1,8 +1,8 @@
 """The Vision Transformer, written out, and cut where attention transfer cuts it.
 
-Read this file after README and before transfer.py: down to the end of `Attention`, then `draw_drops`, `run` and `route`
-of `ViT`. The rest is reference: the other parts of the standard ViT of Dosovitskiy et al. (arXiv 2010.11929), and the
-native components, which are what some pretrained families add to it.
+Read this file after README and before transfer.py: down to the end of `Attention`, then `draw_drops`, `forward_blocks`
+and `route` of `ViT`. The rest is reference: what else belongs to the standard ViT of Dosovitskiy et al. (arXiv
+2010.11929), and the native components, which some pretrained families add to it.
 
 Attention does two things. It decides where each token looks: q and k, whose softmax is the attention map. This is its
 *routing*. And it brings back what is there: v. This is its *reading*. Attention transfer moves the routing of one model
@@ -15,9 +15,9 @@ of the image row by row, in this order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,38 +26,88 @@ from torch import Tensor, nn
 from support.errors import UserError
 
 
+def native(default: Any, purpose: str) -> Any:
+    """A config field that is a native component: its default is the standard ViT, and `purpose` says what it is for."""
+    return field(default=default, metadata={"purpose": purpose})
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """The shape of a ViT. The defaults are the standard ViT-B/16. Parameters carry timm's names."""
 
-    img_size: int = 224  # pixels a side
+    img_size: int = 224  # pixels on each side
     patch_size: int = 16
     dim: int = 768
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    num_classes: int = 0  # 0: no head, and `forward` returns the pooled tokens (an "avg" without a norm)
+    num_classes: int = 0  # With 0 there is no head, and `forward` returns the pooled tokens ("avg" without a norm).
     class_token: bool = True
-    pool: str = "token"  # what the head reads: the class "token", the "avg" of the patches, or "none": all tokens
+    pool: str = "token"  # The head reads the class "token", the "avg" of the patches, or all tokens ("none").
     norm_eps: float = 1e-6
-    drop_path: float = 0.0  # the rate of stochastic depth, see `ViT.draw_drops`
+    drop_path: float = 0.0  # This is the rate of stochastic depth, see `ViT.draw_drops`.
 
-    # Native components. The default of each is the standard ViT; the end of this file says what each of them is for.
-    layerscale: float | None = None  # the initial value of a scale on what each layer adds
-    registers: int = 0  # how many spare tokens
-    rel_pos: str | None = None  # a table of relative positions for each "block", or one "shared" by all
-    rope: str | None = None  # rotary positions, as in "eva02" or as in "dinov3"
-    qk_norm: bool = False  # a LayerNorm of q and k in each head
-    swiglu: bool = False  # an MLP with a gate
-    sub_ln: str | None = None  # a norm before the last matrix of the "mlp", or of "both" MLP and attention
-    pre_norm: bool = False  # a norm before the first block
-    quick_gelu: bool = False  # an approximation of GELU
-    qkv_bias: str = "qkv"  # which of q, k and v have a bias: "qkv", "qv" or "none"
-    pos_embed: str = "learned"  # or learned for "patches" only, fixed "sincos", "none"
+    # The native components. Each is described here and nowhere else.
+    layerscale: float | None = native(
+        None,
+        "The initial value of a learned scale on what each layer adds. A layer adds little at first and learns how "
+        "much to add, so that deep models train (CaiT, arXiv 2103.17239). At 1e-5 the blocks of an untrained student "
+        "add next to nothing: all look at nearly the same tokens, and little of the gradient reaches v and the MLP.",
+    )
+    registers: int = native(
+        0,
+        "The number of spare tokens for what belongs to the whole image. Without them large models keep it in some "
+        "patches of the background, whose maps then show artefacts (Darcet et al., arXiv 2309.16588).",
+    )
+    rel_pos: str | None = native(
+        None,
+        "A learned bias on the logits for each offset between two patches, in a table for each 'block' or one 'shared' "
+        "by all (BEiT, arXiv 2106.08254). Where a token looks depends on the offset, not on the place.",
+    )
+    rope: str | None = native(
+        None,
+        "Rotary positions, as in 'eva02' or in 'dinov3': q and k are turned by their place, so that q k^T depends on "
+        "the offset between two patches (Su et al., arXiv 2104.09864).",
+    )
+    qk_norm: bool = native(
+        False,
+        "A LayerNorm of q and k in each head. Logits cannot grow without bound in training, and the softmax stays soft "
+        "(Dehghani et al., arXiv 2302.05442, section 2).",
+    )
+    swiglu: bool = native(
+        False,
+        "An MLP with a gate, by which each token chooses the hidden features that pass (Shazeer, arXiv 2002.05202). "
+        "EVA-02's hidden layer is narrower to save parameters, so `mlp_ratio` goes with this component.",
+    )
+    sub_ln: str | None = native(
+        None,
+        "A norm before the last matrix of the 'mlp', or of 'both' MLP and attention. It bounds what a layer adds, for "
+        "stability at scale (Wang et al., arXiv 2210.06423).",
+    )
+    pre_norm: bool = native(
+        False,
+        "A norm before the first block: tokens enter it at one scale, whatever the patch embedding does (CLIP, arXiv "
+        "2103.00020).",
+    )
+    quick_gelu: bool = native(
+        False,
+        "x sigmoid(1.702 x), a cheap approximation of GELU, with which CLIP's weights were trained (arXiv 2103.00020).",
+    )
+    qkv_bias: str = native(
+        "qkv",
+        "Which of q, k and v have a bias: 'qkv', 'qv' or 'none'. A bias b on k adds the same q.b / sqrt(d) to all "
+        "logits of a row, which softmax ignores, unless qk-norm or RoPE stand between. BEiT omits it (arXiv "
+        "2106.08254); EVA-02 follows BEiT; DINOv3 has no bias on q and v either.",
+    )
+    pos_embed: str = native(
+        "learned",
+        "Absolute positions: 'learned' for all tokens, learned for the 'patches' alone, fixed waves ('sincos', MoCo "
+        "v3, arXiv 2104.02057), or 'none' where relative positions do that work.",
+    )
 
     def __post_init__(self) -> None:
         if self.img_size < self.patch_size or self.img_size % self.patch_size:
-            above = self.img_size + -self.img_size % self.patch_size
+            above = self.img_size + -self.img_size % self.patch_size  # the next size that fits
             raise UserError(
                 f"image size {self.img_size} is not a multiple of {self.patch_size}, a patch's; use {above}"
             )
@@ -75,6 +125,15 @@ class ViTConfig:
         return self.class_token + self.registers
 
 
+# The names of all native components.
+COMPONENTS = [field.name for field in fields(ViTConfig) if "purpose" in field.metadata]
+
+
+def native_components(config: ViTConfig) -> list[str]:
+    """The names of the native components that a model has: its fields that differ from the standard ViT's."""
+    return [name for name in COMPONENTS if getattr(config, name) != getattr(ViTConfig, name)]
+
+
 # ---- Routing and reading ---------------------------------------------------------------------------------------------
 
 
@@ -89,7 +148,7 @@ class Routing(NamedTuple):
 def attention_logits(routing: Routing) -> Tensor:
     """q k^T / sqrt(d) + bias: (B, H, N, N)."""
     q, k, bias = routing
-    logits = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # q is smaller than the logits: the division costs less
+    logits = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # Dividing q costs less than dividing the logits.
     return logits if bias is None else logits + bias
 
 
@@ -107,18 +166,26 @@ def attend(routing: Routing, v: Tensor) -> Tensor:
 class Attended(NamedTuple):
     """What happened in one attention layer."""
 
-    routing: Routing  # the one it read with
+    routing: Routing  # with which the layer read
     v: Tensor  # (B, H, N, d)
     output: Tensor  # (B, N, D), what the layer adds to the stream of tokens
 
 
-def norm(config: ViTConfig, dim: int, present: bool = True) -> nn.Module:
+class Handed(NamedTuple):
+    """What a block is handed by another model, to use in the place of its own. None stands for its own."""
+
+    routing: Routing | None = None  # A block that is handed a routing computes no q and k.
+    q: Tensor | None = None  # (B, H, N, d), to go with the block's own k
+    k: Tensor | None = None  # (B, H, N, d), to go with the block's own q
+    v: Tensor | None = None  # (B, H, N, d), to be read with the block's own map
+
+
+NOTHING = Handed()
+
+
+def make_norm(config: ViTConfig, dim: int, present: bool = True) -> nn.Module:
     """A LayerNorm over `dim` features, or nothing where a model has none in this place."""
     return nn.LayerNorm(dim, eps=config.norm_eps) if present else nn.Identity()
-
-
-# What a block can be handed: a routing to read with, or a function that changes the block's own routing and v.
-Reroute = Routing | Callable[[Routing, Tensor], tuple[Routing, Tensor]]
 
 
 class Attention(nn.Module):
@@ -131,10 +198,10 @@ class Attention(nn.Module):
         if config.qkv_bias == "qv":
             self.q_bias = nn.Parameter(torch.zeros(dim))
             self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.q_norm = norm(config, dim // self.heads, config.qk_norm)
-        self.k_norm = norm(config, dim // self.heads, config.qk_norm)
+        self.q_norm = make_norm(config, dim // self.heads, config.qk_norm)
+        self.k_norm = make_norm(config, dim // self.heads, config.qk_norm)
         self.rel_pos = RelativePositionBias(config) if config.rel_pos == "block" else None
-        self.norm = norm(config, dim, config.sub_ln == "both")
+        self.norm = make_norm(config, dim, config.sub_ln == "both")
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor, rows: slice) -> Tensor:
@@ -152,23 +219,22 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)
-        return Routing(q, k, bias if self.rel_pos is None else self.rel_pos())  # or a table of its own
+        return Routing(q, k, bias if self.rel_pos is None else self.rel_pos())  # A table of its own comes first.
 
     def values(self, x: Tensor) -> Tensor:
         """What the tokens x (B, N, D) have to give: v, (B, H, N, d)."""
         B, N, D = x.shape
         return self.project(x, slice(2 * D, 3 * D)).view(B, N, self.heads, -1).transpose(1, 2)
 
-    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
+    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
         """The tokens x (B, N, D) look somewhere and bring back what is there."""
         B, N, D = x.shape
-        v = self.values(x)
-        if isinstance(reroute, Routing):
-            routing = reroute  # another model says where to look: no q and k of our own are computed
-        else:
-            routing = self.route(x, rope, bias)
-            if reroute is not None:
-                routing, v = reroute(routing, v)
+        routing = self.route(x, rope, bias) if handed.routing is None else handed.routing
+        if handed.q is not None:
+            routing = routing._replace(q=handed.q)
+        if handed.k is not None:
+            routing = routing._replace(k=handed.k)
+        v = self.values(x) if handed.v is None else handed.v
         read = attend(routing, v).transpose(1, 2).reshape(B, N, D)
         return Attended(routing, v, self.proj(self.norm(read)))
 
@@ -184,7 +250,7 @@ class MLP(nn.Module):
         hidden = int(config.dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.dim, hidden)
         self.quick_gelu = config.quick_gelu
-        self.norm = norm(config, hidden, config.sub_ln is not None)
+        self.norm = make_norm(config, hidden, config.sub_ln is not None)
         self.fc2 = nn.Linear(hidden, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,7 +267,7 @@ class SwiGLU(nn.Module):
         hidden = int(config.dim * config.mlp_ratio)
         self.fc1_g = nn.Linear(config.dim, hidden)  # the gate
         self.fc1_x = nn.Linear(config.dim, hidden)  # what passes
-        self.norm = norm(config, hidden, config.sub_ln is not None)
+        self.norm = make_norm(config, hidden, config.sub_ln is not None)
         self.fc2 = nn.Linear(hidden, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,14 +286,18 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP. Each reads the normalised stream of tokens and adds to the stream."""
+    """Attention, then MLP. Each reads the normalised stream of tokens and adds to the stream.
+
+    Of a module that another component adds, the name says to which part of the weights it belongs: to the norms if it
+    begins with "norm", to the MLP if it ends in 2, and otherwise to attention (`transfer.part_of`).
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.norm1 = norm(config, config.dim)
+        self.norm1 = make_norm(config, config.dim)
         self.attn = Attention(config)
         self.ls1 = nn.Identity() if config.layerscale is None else LayerScale(config)
-        self.norm2 = norm(config, config.dim)
+        self.norm2 = make_norm(config, config.dim)
         self.mlp = SwiGLU(config) if config.swiglu else MLP(config)
         self.ls2 = nn.Identity() if config.layerscale is None else LayerScale(config)
 
@@ -236,10 +306,10 @@ class Block(nn.Module):
         return self.attn.route(self.norm1(x), rope, bias)
 
     def forward(
-        self, x: Tensor, rope: RoPE | None, bias: Tensor | None, drops: Tensor | None, reroute: Reroute | None = None
+        self, x: Tensor, rope: RoPE | None, bias: Tensor | None, drops: Tensor | None, handed: Handed = NOTHING
     ) -> tuple[Tensor, Attended]:
-        """The stream x (B, N, D) after the block, and what its attention did. `drops`: (2, B, 1, 1), a layer each."""
-        attended = self.attn(self.norm1(x), rope, bias, reroute)
+        """The stream x (B, N, D) after the block, and what its attention did. `drops` are (2, B, 1, 1), by layer."""
+        attended = self.attn(self.norm1(x), rope, bias, handed)
         x = x + with_drops(self.ls1(attended.output), drops, 0)
         x = x + with_drops(self.ls2(self.mlp(self.norm2(x))), drops, 1)
         return x, attended
@@ -265,6 +335,10 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
+# By block, which layers of it are left out for which image, as `ViT.draw_drops` makes it.
+Drops = Sequence[Tensor | None]
+
+
 class ViT(nn.Module):
     """A Vision Transformer of any `ViTConfig`: images (B, 3, S, S) to logits (B, classes).
 
@@ -285,7 +359,7 @@ class ViT(nn.Module):
         if config.pos_embed != "none":
             positions = patches + (config.class_token and config.pos_embed != "patches")
             self.pos_embed = nn.Parameter(torch.empty(1, positions, dim), requires_grad=config.pos_embed != "sincos")
-        self.norm_pre = norm(config, dim, config.pre_norm)
+        self.norm_pre = make_norm(config, dim, config.pre_norm)
 
         # Positions that all blocks share, and the blocks.
         self.rope = RoPE(config) if config.rope else None
@@ -294,8 +368,8 @@ class ViT(nn.Module):
 
         # What makes logits of the tokens. A mean over patches is normalised after it was taken, not before.
         averages = config.pool == "avg"
-        self.norm = norm(config, dim, not averages)
-        self.fc_norm = norm(config, dim, averages and config.num_classes > 0)
+        self.norm = make_norm(config, dim, not averages)
+        self.fc_norm = make_norm(config, dim, averages and config.num_classes > 0)
         self.head = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
         if initialise:
             self.fill_buffers()
@@ -318,7 +392,7 @@ class ViT(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear) or (is_nano and isinstance(module, nn.Conv2d)):
                 deviation = 0.7 / math.sqrt(module.weight[0].numel()) if is_nano else 0.02
-                nn.init.normal_(module.weight, std=deviation)  # theirs is truncated, at 100 deviations: never
+                nn.init.normal_(module.weight, std=deviation)  # Theirs is truncated at 100 deviations, so never.
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for name in ("cls_token", "reg_token", "pos_embed"):
@@ -346,46 +420,44 @@ class ViT(nn.Module):
         """The relative position bias (H, N, N) that all blocks share, in the models that have one."""
         return None if self.rel_pos_bias is None else self.rel_pos_bias()
 
-    def draw_drops(self, images: Tensor) -> Tensor | None:
+    def draw_drops(self, images: Tensor) -> Drops:
         """Stochastic depth (Huang et al., arXiv 1603.09382): which layers are left out for which image.
 
-        Returns (depth, 2, B, 1, 1): 0 where an attention or MLP layer adds nothing, otherwise 1 / keep: the mean is 1.
-        Deeper layers are dropped more often, up to the rate `drop_path`. None in eval mode and where the rate is 0.
+        Each block has (2, B, 1, 1), which is 0 where its attention or MLP adds nothing, and otherwise 1 / keep, so that
+        the mean is 1. Deeper layers are dropped more often, up to the rate `drop_path`. A block has None if nothing is
+        dropped: in eval mode, and where the rate is 0.
         """
         if not self.training or self.config.drop_path == 0:
-            return None
+            return [None] * self.config.depth
         keep = 1 - torch.linspace(0, self.config.drop_path, self.config.depth, device=images.device)
         keep = keep.view(-1, 1, 1, 1, 1)
         return torch.bernoulli(keep.expand(-1, 2, len(images), 1, 1)) / keep
 
-    def run(
+    def forward_blocks(
         self,
         images: Tensor,
         blocks: int,
-        reroutes: Mapping[int, Reroute] | None = None,
-        drops: Tensor | None = None,
+        handed: Mapping[int, Handed] | None = None,
+        drops: Drops | None = None,
         seen: list[Attended] | None = None,
     ) -> Tensor:
         """The tokens (B, N, D) after the first `blocks` blocks.
 
-        `reroutes` hands a block, by number from 0, what to read with. `drops` are drawn unless given. To the list
-        `seen` each block appends what its attention did.
+        `handed` says what some blocks, by number from 0, use in the place of their own. `drops` are drawn unless given.
+        Each block appends what its attention did to the list `seen`.
         """
         x, bias = self.embed(images), self.shared_bias()
+        handed = {} if handed is None else handed
         drops = self.draw_drops(images) if drops is None else drops
         for number, block in enumerate(self.blocks[:blocks]):
-            reroute = reroutes.get(number) if reroutes else None
-            x, attended = block(x, self.rope, bias, None if drops is None else drops[number], reroute)
+            x, attended = block(x, self.rope, bias, drops[number], handed.get(number, NOTHING))
             if seen is not None:
                 seen.append(attended)
         return x
 
-    def forward_features(self, images: Tensor, **options) -> Tensor:
-        """The tokens (B, N, D) after the last block and, in models that normalise before pooling, the final norm.
-
-        The options, here and in `forward`, are those of `run`.
-        """
-        return self.norm(self.run(images, len(self.blocks), **options))
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The tokens (B, N, D) after the last block and, in models that normalise before pooling, the final norm."""
+        return self.norm(self.forward_blocks(images, len(self.blocks)))
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Logits (B, classes) from the tokens of `forward_features`."""
@@ -394,14 +466,21 @@ class ViT(nn.Module):
         x = tokens[:, 0] if self.config.pool == "token" else tokens[:, self.config.prefix :].mean(1)
         return self.head(self.fc_norm(x))
 
-    def forward(self, images: Tensor, **options) -> Tensor:
-        """Logits (B, classes)."""
-        return self.forward_head(self.forward_features(images, **options))
+    def forward(
+        self,
+        images: Tensor,
+        handed: Mapping[int, Handed] | None = None,
+        drops: Drops | None = None,
+        seen: list[Attended] | None = None,
+    ) -> Tensor:
+        """Logits (B, classes). The options are those of `forward_blocks`."""
+        tokens = self.norm(self.forward_blocks(images, len(self.blocks), handed, drops, seen))
+        return self.forward_head(tokens)
 
-    def route(self, images: Tensor, blocks: int, drops: Tensor | None = None) -> list[Routing]:
+    def route(self, images: Tensor, blocks: int, drops: Drops | None = None) -> list[Routing]:
         """The routing of the first `blocks` blocks. Of the last one nothing else is computed: no v, no MLP."""
         seen = []
-        x = self.run(images, blocks - 1, drops=drops, seen=seen)
+        x = self.forward_blocks(images, blocks - 1, drops=drops, seen=seen)
         last = self.blocks[blocks - 1].route(x, self.rope, self.shared_bias())
         return [attended.routing for attended in seen] + [last]
 
@@ -409,6 +488,16 @@ class ViT(nn.Module):
     def attention_maps(self, images: Tensor) -> list[Tensor]:
         """The attention map of every block, each (B, H, N, N), for people and tests."""
         return list(map(attention_map, self.route(images, len(self.blocks))))
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Where a parameter is: 0 before the blocks, 1 to `depth` in one of them, `depth` + 1 after them.
+
+    Whatever is not named here comes before the blocks.
+    """
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth + 1 if name.startswith(("norm.", "fc_norm.", "head.")) else 0
 
 
 # ---- Positions -------------------------------------------------------------------------------------------------------
@@ -447,7 +536,8 @@ class RoPE(nn.Module):
 
     Half of the pairs turn with the patch's row, half with its column, and pair i of d/4 by base^(-i / (d/4)) for each
     unit of place. EVA-02 (arXiv 2303.11331) measures places on the 16 x 16 grid of its pretraining, and its pairs are
-    neighbours. DINOv3 (arXiv 2508.10104) measures from -1 to 1 in whole turns, and pairs feature i with i + d/2.
+    neighbours. DINOv3 (arXiv 2508.10104) scales places to [-1, 1] and multiplies by 2 pi, and pairs feature i with
+    i + d/2.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -489,44 +579,3 @@ def sincos_positions(config: ViTConfig) -> Tensor:
     waves = torch.cat((angle.sin(), angle.cos()), dim=-1)
     by_row, by_column = waves.repeat_interleave(config.grid, 0), waves.repeat(config.grid, 1)
     return torch.cat((by_column, by_row), dim=-1)[None]  # the column first, as in MAE
-
-
-# ---- The native components -------------------------------------------------------------------------------------------
-
-# The config fields that make a model native, and what each of them is for.
-NATIVE_COMPONENTS = (
-    # Each layer adds little at first and learns how much to add, so that deep models train. At an initial value of 1e-5
-    # the blocks of an untrained student add next to nothing: all look at nearly the same tokens, and little of the
-    # gradient reaches their v and MLP until the scales have grown.
-    "layerscale",
-    # Spare tokens for what belongs to the whole image. Without them large models keep it in some patches of background,
-    # whose maps then show artefacts (Darcet et al., "Vision Transformers Need Registers", arXiv 2309.16588).
-    "registers",
-    # Where a token looks depends on the offset between patches, not on where they are: learned, in BEiT.
-    "rel_pos",
-    # The same, computed: after both were turned, q k^T of two patches depends on the offset between them.
-    "rope",
-    # LayerNorm of q and k in each head: logits cannot grow without bound in training, and the softmax stays soft
-    # (Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", arXiv 2302.05442, section 2).
-    "qk_norm",
-    # The gate lets each token choose which hidden features pass. EVA-02's hidden layer is narrower to have as many
-    # parameters as an MLP, so its `mlp_ratio` goes with this component.
-    "swiglu",
-    # A norm before the last matrix of a layer bounds what the layer adds, for stability at scale (Wang et al.,
-    # "Magneto", arXiv 2210.06423; EVA-02 B and L, BEiT-3).
-    "sub_ln",
-    # A norm before the first block: tokens enter it at one scale, whatever the patch embedding does (CLIP).
-    "pre_norm",
-    # x sigmoid(1.702 x), a cheap approximation of GELU. CLIP's weights were trained with it (arXiv 2103.00020).
-    "quick_gelu",
-    # A bias b on k adds one number, q.b / sqrt(d), to all logits of a row, and softmax ignores it, unless qk-norm or
-    # RoPE stand between. BEiT leaves it out, EVA-02 after it; DINOv3 has no bias on q and v either.
-    "qkv_bias",
-    # Learned positions for the patches alone; or fixed waves; or none, where relative positions do that work.
-    "pos_embed",
-)
-
-
-def native_components(config: ViTConfig) -> list[str]:
-    """The names of the native components that a model has: its fields that differ from the standard ViT's."""
-    return [name for name in NATIVE_COMPONENTS if getattr(config, name) != getattr(ViTConfig, name)]

@@ -3,9 +3,9 @@
     python teachers.py                    # the table of all teachers
     python teachers.py eva02_s dinov2_b   # download these and check them
 
-For reference: train.py and eval.py ask this file for a teacher by name. Look first at one entry of `TEACHERS`: an
-architecture that model.py can build, and the address of a file. Then at its family, which says how that file is laid
-out. A file is read whole or refused: a tensor of the teacher's is used, or is on the family's list of unwanted ones.
+This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: an
+architecture that model.py can build, and the address of a file. Then look at its family, which says how that file is
+laid out. A file is read whole or refused: each of its tensors is used, or is on the family's list of unwanted ones.
 
 `<family>_nano` teachers need no download. They have the native components of their family at a size for the desk, and
 are pretrained here, on the data set `matching`, when they are first asked for.
@@ -27,14 +27,15 @@ from safetensors.torch import save, save_file, save_model
 from torch import Tensor
 from tqdm import tqdm
 
-from model import NATIVE_COMPONENTS, ViT, ViTConfig, native_components
+from model import COMPONENTS, ViT, ViTConfig, native_components
 from support.arguments import Parser
 from support.data import normalise
 from support.errors import UserError, answer_mistakes, unknown
+from support.files import replacing
 from support.matching import SHAPES, matching
+from support.schedule import cosine_schedule
 from support.tables import print_aligned
-from support.training import cosine_schedule
-from support.weights import address, cache_path, download, is_safetensors, read_tensors, replacing
+from support.weights import address, cache_path, download, is_safetensors, read_tensors
 
 # ---- The registry: families ------------------------------------------------------------------------------------------
 
@@ -51,14 +52,14 @@ class Family:
     title: str
     licence: str
     normalisation: tuple = IMAGENET
-    unwanted: tuple[str, ...] = ("head.*",)  # published tensors that a teacher does not need, as patterns
-    key_prefix: str = ""  # of the teacher's tensors, where the file holds other models beside it
+    unwanted: tuple[str, ...] = ("head.*",)  # patterns of published tensors that a teacher does not need
+    key_prefix: str = ""  # what the names of its tensors begin with, where the file holds other models too
     container: str = ""  # the entry of the authors' pickle that holds the tensors
     finding: str = ""  # what transfer to a standard student does (arXiv 2605.07191), where it is known
-    img_size: int | None = None  # in pixels, at which the papers used the teachers, where it is not their own
+    img_size: int | None = None  # the size in pixels at which the papers used the teachers, where it is not their own
 
 
-BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")  # of its pretraining
+BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")
 FAMILIES = {
     "deit": Family("DeiT", "Apache-2.0", finding="works"),
     "deit3": Family("DeiT III", "Apache-2.0"),
@@ -68,7 +69,7 @@ FAMILIES = {
     "mae": Family("MAE", "CC-BY-NC-4.0", container="model"),
     "ibot": Family("iBOT", "Apache-2.0", unwanted=("head.*", "masked_embed"), container="state_dict"),
     "msn": Family("MSN", "CC-BY-NC-4.0", IMAGENET, ("fc.*", "pred.*"), "module.", "target_encoder"),
-    "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),  # beside a text tower
+    "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),
     "siglip": Family("SigLIP", "Apache-2.0", HALF, ("head.*", "attn_pool.*")),
     "beit": Family("BEiT", "Apache-2.0", HALF, ("head.*", "fc_norm.*", "*.relative_position_index")),
     "beitv2": Family("BEiT v2", "MIT", IMAGENET, BEITV2_HEADS, container="model", finding="fails"),
@@ -77,7 +78,7 @@ FAMILIES = {
     "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails", img_size=224),
     "dinov3": Family("DINOv3", "DINOv3", unwanted=("head.*", "rope.*")),
     "eva02": Family("EVA-02", "MIT", OPENAI, ("head.*", "fc_norm.*", "rope.*")),
-    "qknorm": Family("ViT with qk-norm", ""),  # no published teacher has it
+    "qknorm": Family("ViT with qk-norm", ""),  # No published teacher has it.
 }
 
 # What each family adds to the standard ViT: fields of `ViTConfig`.
@@ -106,8 +107,8 @@ class Teacher:
 
     family: str
     config: ViTConfig
-    url: str = ""  # of the published file; a nano teacher has none
-    title: str = ""  # where it is not the family's
+    url: str = ""  # the address of the published file; a nano teacher has none
+    title: str = ""  # the title, where it is not the family's
 
     @property
     def normalisation(self) -> tuple:
@@ -120,13 +121,14 @@ class Teacher:
         return (self.url and FAMILIES[self.family].img_size) or self.config.img_size
 
 
-SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}  # dim, depth, heads
+# The width, the depth and the heads by size.
+SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 IBOT = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot"
 BEITV2 = "https://github.com/addf400/files/releases/download/BEiT-v2"
 
 
 def entry(family: str, size: str, source: str, title: str = "", **shape) -> Teacher:
-    """An entry. Its `source` is a repository of timm's on the hub, or the address of the authors' file."""
+    """An entry of the registry. `source` is a repository of timm's on the hub, or the address of the authors' file."""
     if not source.startswith("https:"):
         file = "open_clip_model" if family == "clip" else "model"
         source = f"https://huggingface.co/timm/{source}/resolve/main/{file}.safetensors"
@@ -192,15 +194,21 @@ def nano(family: str) -> Teacher:
     return Teacher(family, replace(config, pool="token" if config.class_token else "avg"))
 
 
-# At nano size some are the same network: DeiT, AugReg, DINO, iBOT and MSN have no native component, MoCo v3 has MAE's.
+# At nano size some are the same network: DeiT, AugReg, DINO, iBOT and MSN have no native component; MoCo v3 has MAE's.
 TEACHERS |= {f"{family}_nano": nano(family) for family in FAMILIES}
 
 
-def find(name: str) -> Teacher:
+def find_teacher(name: str) -> Teacher:
     """The entry of that name, or a `UserError` with the nearest names."""
     if name not in TEACHERS:
         raise unknown("teacher", name, TEACHERS)
     return TEACHERS[name]
+
+
+def place_of(name: str) -> tuple[str, list[int]]:
+    """The title of a teacher's family, and the numbers of the family and of the teacher in the registry."""
+    family = find_teacher(name).family
+    return FAMILIES[family].title, [list(FAMILIES).index(family), list(TEACHERS).index(name)]
 
 
 def student_config(
@@ -211,30 +219,30 @@ def student_config(
     `components`: "standard" for none, "native" for all that the teacher has, or a comma list of their names. Students
     of real teachers average the patches (arXiv 2411.09702), nano students read the class token if there is one.
     """
-    theirs, is_nano = find(name).config, not find(name).url
-    owned = native_components(theirs)  # those that can be asked for
+    theirs, is_nano = find_teacher(name).config, not find_teacher(name).url
+    owned = native_components(theirs)
     chosen = {"standard": [], "native": owned}.get(components, [part.strip() for part in components.split(",")])
     for component in chosen:
-        if component not in NATIVE_COMPONENTS:
-            raise unknown("student component", component, ("standard", "native", *NATIVE_COMPONENTS))
+        if component not in COMPONENTS:
+            raise unknown("student component", component, ("standard", "native", *COMPONENTS))
         if component not in owned:
             raise UserError(f"teacher {name} has no {component}; it has {', '.join(owned) or 'no native component'}")
 
-    # The teacher's shape and a new head. Whatever is not asked for is as in the standard ViT.
-    left_out = [component for component in NATIVE_COMPONENTS if component not in chosen]
+    # The student has the teacher's shape and a new head. What is not asked for is as in the standard ViT.
+    left_out = [component for component in COMPONENTS if component not in chosen]
     if "swiglu" not in chosen:
         left_out.append("mlp_ratio")
     if components != "native":
         left_out.append("norm_eps")
     standard = {field: getattr(ViTConfig, field) for field in left_out}
-    pool = "token" if is_nano and theirs.class_token else "avg"  # arXiv 2411.09702 averages
+    pool = "token" if is_nano and theirs.class_token else "avg"
     return replace(theirs, img_size=img_size or theirs.img_size, num_classes=num_classes, pool=pool, **standard)
 
 
 # ---- From a published file's names to ours ---------------------------------------------------------------------------
 #
-# Each step takes tensors by name and returns them, more like ours. No name of ours is changed, so that a file that was
-# converted once passes through as it is.
+# Each step takes tensors by name and returns them, more like ours. Names already in our form stay, so converting twice
+# is harmless.
 
 RENAMES = [
     (r"\.gamma_([12])$", r".ls\1.gamma"),  # LayerScale of BEiT and BEiT v2
@@ -255,13 +263,16 @@ RENAMES = [
 ]
 
 
-def convert(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
+Tensors = dict[str, Tensor]  # by name
+
+
+def convert(tensors: Tensors, teacher: Teacher) -> Tensors:
     """A published file's tensors in model.py's names and shapes, in float32. What does not fit is left as it is."""
-    tensors = join_qkv(rename(wanted(tensors, teacher)))  # of all families
+    tensors = join_qkv(rename(wanted(tensors, teacher)))
     return split_gate(tensors) if teacher.config.swiglu else tensors
 
 
-def wanted(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
+def wanted(tensors: Tensors, teacher: Teacher) -> Tensors:
     """The teacher's tensors, without those on the family's list of unwanted ones. A nano teacher wants its head."""
     family = FAMILIES[teacher.family]
     # Where some names begin with the prefix, the other tensors belong to other models.
@@ -277,44 +288,44 @@ def wanted(tensors: dict[str, Tensor], teacher: Teacher) -> dict[str, Tensor]:
     return kept
 
 
-def rename(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename(tensors: Tensors) -> Tensors:
     """Our names, contiguous float32, and three dimensions for the class token and the positions."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, ours in RENAMES:
             name = re.sub(pattern, ours, name)
         if name in ("cls_token", "pos_embed"):
-            value = value.view((1,) * (3 - value.ndim) + value.shape)  # (1, N, D)
-        put(renamed, name, value.float().contiguous())
+            value = value.view((1,) * (3 - value.ndim) + value.shape)
+        add(renamed, name, value.float().contiguous())
     return renamed
 
 
-def join_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def join_qkv(tensors: Tensors) -> Tensors:
     """EVA-02 B and L keep q, k and v apart; here they are one matrix."""
     joined = dict(tensors)
     for name in tensors:
         if name.endswith("attn.q_proj.weight"):
             stem = name.removesuffix("q_proj.weight")
-            parts = [joined.pop(f"{stem}{part}_proj.weight", torch.empty(0)) for part in "qkv"]
-            if len({part.shape for part in parts}) == 1:  # or else it will be missed
-                put(joined, stem + "qkv.weight", torch.cat(parts))  # (3 D, D)
+            q_k_v = [joined.pop(f"{stem}{letter}_proj.weight", torch.empty(0)) for letter in "qkv"]
+            if len({matrix.shape for matrix in q_k_v}) == 1:  # Otherwise the joint matrix will be missed.
+                add(joined, stem + "qkv.weight", torch.cat(q_k_v))
     return joined
 
 
-def split_gate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """EVA-02 Ti and S keep the gate of SwiGLU and what passes it in one matrix, one below the other; here two."""
+def split_gate(tensors: Tensors) -> Tensors:
+    """EVA-02 Ti and S keep the gate of SwiGLU in one matrix, above what passes it; here they are two."""
     split = {}
     for name, value in tensors.items():
         if ".mlp.fc1." in name and value.ndim and len(value) > 1:
-            gate, passes = value.chunk(2)  # the gate is the upper half
-            put(split, name.replace("fc1", "fc1_g"), gate)
-            put(split, name.replace("fc1", "fc1_x"), passes)
+            gate, passes = value.chunk(2)
+            add(split, name.replace("fc1", "fc1_g"), gate)
+            add(split, name.replace("fc1", "fc1_x"), passes)
         else:
-            put(split, name, value)
+            add(split, name, value)
     return split
 
 
-def put(tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
+def add(tensors: Tensors, name: str, value: Tensor) -> None:
     if name in tensors:
         raise UserError(f"holds {name} twice")
     tensors[name] = value
@@ -330,23 +341,23 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
     "random" leaves the teacher untrained, as a control. `seed` is that of a nano teacher's pretraining. At another
     `img_size` than its own, its positions are resampled. Raises a `UserError` for whatever the caller can mend.
     """
-    teacher = find(name)
+    teacher = find_teacher(name)
     config = replace(teacher.config, img_size=img_size or teacher.config.img_size)
     if weights == "random":
         model = ViT(config)
     else:
         path = Path(weights) if weights else fetch(name, seed)
         try:
-            model = build(name, path, config)
+            model = open_file(name, path, config)
         except UserError as error:
             source = teacher.url or f"a pretrained {name}"
             raise UserError(f"{error}; put the file of {name} in its place: {source}") from error
-    return model.eval().requires_grad_(False)  # it is looked at, never trained
+    return model.eval().requires_grad_(False)
 
 
-def build(name: str, path: Path, config: ViTConfig) -> ViT:
+def open_file(name: str, path: Path, config: ViTConfig) -> ViT:
     """The teacher with the weights of a file, at the size that `config` says. Refuses a file that does not fit."""
-    teacher = find(name)
+    teacher = find_teacher(name)
     tensors = read_tensors(path, FAMILIES[teacher.family].container)
     try:
         tensors = convert(tensors, teacher)
@@ -358,7 +369,7 @@ def build(name: str, path: Path, config: ViTConfig) -> ViT:
             resampled = {key: resample(key, value, teacher.config, config) for key, value in model.state_dict().items()}
             model = with_tensors(config, resampled)
     except (UserError, RuntimeError) as error:
-        # torch's report names every tensor; the first few will do.
+        # torch's report names every tensor, of which the first few will do.
         report = str(error).partition(":\n\t")[2] or str(error)
         report = textwrap.shorten(report, 300, placeholder=" ...")
         raise UserError(f"{path} does not hold the weights of {name}: {report}") from error
@@ -369,7 +380,7 @@ def fingerprint(teacher: ViT) -> str:
     """A hash of the teacher's weights, by which a run knows its teacher again."""
     digest = hashlib.sha256()
     for name, value in teacher.state_dict().items():
-        # Positions may have been resampled, with the last digit as this machine has it.
+        # Positions may have been resampled, whose last digits depend on the machine.
         if not name.endswith(("pos_embed", "bias_table")):
             digest.update(save({name: value}))
     return digest.hexdigest()
@@ -381,10 +392,10 @@ def shape_of(config: ViTConfig) -> ViT:
         return ViT(config, initialise=False)
 
 
-def with_tensors(config: ViTConfig, tensors: dict[str, Tensor]) -> ViT:
+def with_tensors(config: ViTConfig, tensors: Tensors) -> ViT:
     """A model whose parameters are those tensors. Raises a RuntimeError unless they are all of them and no others."""
     model = shape_of(config)
-    model.load_state_dict(tensors, assign=True)  # the tensors become the parameters, without a copy
+    model.load_state_dict(tensors, assign=True)  # The tensors become the parameters, without a copy.
     model.fill_buffers()
     return model
 
@@ -393,11 +404,11 @@ def resample(name: str, value: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor
     """A tensor of positions, for another grid of patches, as timm does it; any other tensor as it is."""
     if name == "pos_embed":
         tokens, patches = value.split((value.shape[1] - old.grid**2, old.grid**2), dim=1)
-        patches = patches.view(1, old.grid, old.grid, -1).permute(0, 3, 1, 2)  # (1, D, grid, grid)
+        patches = patches.view(1, old.grid, old.grid, -1).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, size=(new.grid, new.grid), mode="bicubic", antialias=True)
         return torch.cat((tokens, patches.flatten(2).transpose(1, 2)), dim=1)
     if name.endswith("relative_position_bias_table"):
-        offsets, class_token_rows = value[:-3], value[-3:]  # these have no place
+        offsets, class_token_rows = value[:-3], value[-3:]
         side, weights = 2 * old.grid - 1, offset_weights(old.grid, new.grid)
         offsets = torch.einsum("ij,jkh,lk->ilh", weights, offsets.view(side, side, -1), weights)
         return torch.cat((offsets.flatten(0, 1), class_token_rows))
@@ -410,7 +421,7 @@ def offset_weights(old: int, new: int) -> Tensor:
     The old offsets are laid out at growing distances, in a geometric progression that spans the new ones, so that near
     offsets keep their meaning. Between them the bias is interpolated linearly.
     """
-    # The ratio of the progression, by bisection: the sum of its old - 1 steps is to be new - 1.
+    # The ratio of the progression is found by bisection: the sum of its old - 1 steps is to be new - 1.
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -419,16 +430,16 @@ def offset_weights(old: int, new: int) -> Tensor:
     steps = torch.cumsum(ratio ** torch.arange(old - 1, dtype=torch.float64), 0)  # (old - 1,)
     places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))  # (2 old - 1,)
 
-    # How far each new offset has come into each interval between two old ones, from 0 to 1. An old offset weighs as
-    # much as its interval has been entered, less what the next one has.
+    # Each new offset has entered each interval between two old ones so far, from 0 to 1. An old offset weighs as much
+    # as its interval has been entered, minus what the next one has.
     wanted = torch.arange(1 - new, new)  # (2 new - 1,)
     entered = ((wanted[:, None] - places[:-1]) / places.diff()).clamp(0, 1)
     return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
 
 
 def fetch(name: str, seed: int = 0) -> Path:
-    """The teacher's file in the cache; downloaded, or for a nano teacher pretrained, if it is not there."""
-    teacher, path = find(name), cache_path(f"{name}-seed{seed}" if seed else name)
+    """The teacher's file in the cache. If it is not there, it is downloaded, or a nano teacher is pretrained."""
+    teacher, path = find_teacher(name), cache_path(f"{name}-seed{seed}" if seed else name)
     if not teacher.url:
         return pretrain(name, path, seed)
     if path.is_file():
@@ -437,17 +448,17 @@ def fetch(name: str, seed: int = 0) -> Path:
     otherwise = (
         f"download it by hand to {path}, or name it with --weights PATH; or take a teacher without, as deit_nano"
     )
-    with replacing(path) as part:
+    with replacing(path) as temporary:
         print(f"downloading {url}", file=sys.stderr)
-        download(url, part, otherwise)
+        download(url, temporary, otherwise)
         # A file that is not the teacher's must not stay, or the next run would find it.
         try:
-            model = build(name, part, teacher.config)
+            model = open_file(name, temporary, teacher.config)
         except UserError as error:
-            problem = str(error).removeprefix(f"{part} ")
+            problem = str(error).removeprefix(f"{temporary} ")
             raise UserError(f"what {url} sends {problem}; {otherwise}") from error
-        if not is_safetensors(part):  # the authors' pickle is opened once, and kept as tensors
-            save_model(model, str(part))
+        if not is_safetensors(temporary):  # The authors' pickle is opened once, and kept as tensors.
+            save_model(model, str(temporary))
     return path
 
 
@@ -458,25 +469,25 @@ PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_deca
 
 def pretrain(name: str, path: Path, seed: int = 0) -> Path:
     """Trains a nano teacher on fresh images of `matching`, in half a minute, or finds it in the cache."""
-    config, recipe = find(name).config, PRETRAINING | {"seed": seed}
+    config, recipe = find_teacher(name).config, PRETRAINING | {"seed": seed}
     stamp = json.dumps([repr(config), recipe])
     if stamp_of(path) == stamp:
         return path
-    steps, batch, lr, betas, weight_decay, warmup, clip, seed = recipe.values()
-    with replacing(path) as part, torch.random.fork_rng(devices=[]):
+    steps, batch, peak = recipe["steps"], recipe["batch"], recipe["lr"]
+    with replacing(path) as temporary, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ViT(config)
-        optimiser = torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay)
+        optimiser = torch.optim.AdamW(model.parameters(), peak, recipe["betas"], weight_decay=recipe["weight_decay"])
         for step in tqdm(range(steps), desc=f"pretrain {path.stem}"):
-            optimiser.param_groups[0]["lr"] = lr * cosine_schedule(step, steps, warmup * steps)
-            # Other images for each seed, and none of them among the students'.
+            optimiser.param_groups[0]["lr"] = peak * cosine_schedule(step, steps, recipe["warmup"] * steps)
+            # The images differ between seeds, and none of them is among the students'.
             images, labels = matching(batch, seed=1_000_000 * (seed + 1) + step)
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
             optimiser.step()
-        save_file(model.state_dict(), part, metadata={"format": "pt", "recipe": stamp})
+        save_file(model.state_dict(), temporary, metadata={"format": "pt", "recipe": stamp})
     return path
 
 
@@ -485,7 +496,7 @@ def stamp_of(path: Path) -> str | None:
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("recipe")
-    except (SafetensorError, OSError):  # it is trained again, and replaced
+    except (SafetensorError, OSError):  # The teacher is trained again, and the file replaced.
         return None
 
 
@@ -507,10 +518,12 @@ def print_table() -> None:
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="TEACHER", help="whose weights to download and check")
+    parser.add_argument(
+        "names", nargs="*", metavar="TEACHER", help="Download the weights of these teachers and check them."
+    )
     names = parser.parse_args().names
     for name in names:
-        find(name)  # a mistake is answered before a download
+        find_teacher(name)  # A mistake is answered before a download.
     for name in names:
         load_teacher(name)
         print(f"{name}: complete, in {cache_path(name)}")

@@ -1,4 +1,4 @@
-"""The tests, one section per file, from the bottom up. Each test's name is the sentence that it proves."""
+"""The tests, one section per file, in the order in which the files are read. Each name is the sentence it proves."""
 
 import argparse
 import ast
@@ -28,7 +28,7 @@ import weakref
 import zipfile
 from collections import Counter
 from contextlib import closing, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -47,16 +47,31 @@ import eval as evaluation
 import teachers
 import train
 import transfer
-from model import Routing, ViT, ViTConfig, attend, attention_map, native_components
-from support import arguments, data, errors, matching, processes, randaugment, runs, training, weights
+from model import COMPONENTS, Handed, Routing, ViT, ViTConfig, attend, attention_map, native_components
+from support import arguments, data, errors, matching, processes, randaugment, runs, tables, weights
 from support.errors import UserError
+from support.files import replacing
 from support.processes import Processes
-from support.tables import Result, compare
-from support.weights import cache_path, replacing
+from support.schedule import cosine_schedule
+from support.weights import cache_path
 from teachers import TEACHERS, load_teacher, student_config
-from transfer import LOSSES, PARTS, AttentionTransfer, align, choose_blocks, copied, distillation_loss, init_from
+from transfer import (
+    LOSSES,
+    PARTS,
+    AttentionTransfer,
+    StudentAlone,
+    align,
+    choose_blocks,
+    copied,
+    distillation_loss,
+    init_from,
+)
 
 HERE = Path(teachers.__file__).parent
+
+# Tests run in as many processes as there are cores: one thread each, also in the processes that they start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @torch.no_grad()
@@ -110,8 +125,8 @@ def quickest(action, times: int) -> float:
 
 
 def environment(**more) -> dict[str, str]:
-    """That of a process which uses one core and finds the project's files wherever it runs."""
-    return os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=str(HERE)) | more
+    """That of a process which finds the project's files wherever it runs."""
+    return os.environ | dict(PYTHONPATH=str(HERE)) | more
 
 
 def python(*words, **options) -> subprocess.CompletedProcess:
@@ -145,533 +160,49 @@ def start(*words, env=None, **options) -> subprocess.Popen:
     return subprocess.Popen(words, text=True, stdout=PIPE, stderr=PIPE, env=env or environment(), **options)
 
 
-# ---- support/matching.py and support/data.py -------------------------------------------------------------------------
-
-MEAN, STD = NORMALISATION = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-CPU = torch.device("cpu")
-
-
-def write_images(folder, count, size=(40, 30), mode="RGB", suffix=".png"):
-    """`count` different images of even colours in a class folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        Image.new("RGB", size, (8 * i, 255 - 8 * i, 100)).convert(mode).save(folder / f"{i:03}{suffix}")
-
-
-def load(name, img_size=16, root="", **options):
-    return data.load_data(str(name), str(root), img_size, NORMALISATION, **options)
-
-
-def epoch_of(dataset, seed=0, epoch=0, workers=0):
-    """All images and labels of an epoch of training."""
-    plan = data.plan_epoch(len(dataset), 8, seed, epoch)
-    batches = list(data.Loader(dataset, workers, CPU).read(plan))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-
-
-def labels_of(dataset):
-    return [label for _, label in dataset.part.items]
-
-
-def test_nothing_imports_torchvision_before_it_is_needed():
-    assert python("-c", "import sys, train, eval; sys.exit('torchvision' in sys.modules)").returncode == 0
-
-
-def test_matching_repeats_from_its_seed_and_fewer_images_are_the_first_of_more():
-    images, labels = matching.matching(300, seed=5)
-    assert images.shape == (300, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
-    for count in 300, 37:
-        again, same = matching.matching(count, seed=5)
-        assert torch.equal(images[:count], again) and torch.equal(labels[:count], same)
-
-
-def test_matching_differs_between_seeds():
-    (images, labels), (other, others) = matching.matching(300, seed=5), matching.matching(300, seed=6)
-    assert (labels != others).float().mean() > 0.7
-    empty = (matching.paint(matching.layout(300, seed=5)) + matching.paint(matching.layout(300, seed=6))) == 0
-    assert torch.corrcoef(torch.stack([images[empty], other[empty]]))[0, 1].abs() < 0.02  # nor is the noise the same
-
-
-def test_matching_makes_ten_thousand_images_a_second_on_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds = quickest(lambda: matching.matching(5000, seed=0), 3)
-    torch.set_num_threads(threads)
-    assert 5000 / seconds > 10_000
-
-
-def test_the_cue_has_the_colour_of_one_glyph_whose_shape_is_the_label():
-    plan = matching.layout(500, seed=3)
-    _, labels = matching.matching(500, seed=3)
-    cells = matching.paint(plan).view(500, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(500, 16, 3, 64)
-    assert torch.equal(cells[:, 0].amin(2), cells[:, 0].amax(2))  # the cue fills its cell
-    colours = cells.amax(3)  # (B, 16, 3): the colour of what a cell holds, black if nothing
-    assert ((colours[:, 1:] > 0).any(2).sum(1) == 4).all()
-    match = (colours[:, 1:] == colours[:, :1]).all(2)
-    assert (match.sum(1) == 1).all()
-    drawn = cells[:, 1:][match].amax(1).view(500, 8, 8) > 0  # the glyph of the cue's colour
-    for mask, label in zip(drawn, labels.tolist()):
-        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-        found = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        stencil = torch.tensor([[p == "#" for p in row] for row in matching.GLYPHS[matching.SHAPES[label]].split()])
-        rows, columns = stencil.any(1), stencil.any(0)
-        assert torch.equal(found, stencil[rows][:, columns])
-
-
-def test_the_shapes_and_the_colours_are_far_from_each_other():
-    stencils = [torch.tensor([[p == "#" for p in row] for row in g.split()]) for g in matching.GLYPHS.values()]
-    assert len(matching.SHAPES) == 8 and all(s.shape == (6, 6) for s in stencils)
-    assert min((a ^ b).sum() for i, a in enumerate(stencils) for b in stencils[:i]) >= 8
-    with_black = torch.cat([matching.COLOURS, torch.zeros(1, 3)])
-    assert len(matching.COLOURS) == 8 and torch.pdist(with_black).min() > 0.8
-
-
-def test_matching_noise_has_a_deviation_of_015():
-    images, _ = matching.matching(500, seed=0)
-    clean = matching.paint(matching.layout(500, seed=0))
-    grey = clean == 0.5  # far from both ends, so hardly clamped
-    assert abs((images - clean)[grey].std() - 0.15) < 0.003 and abs((images - clean)[grey].mean()) < 0.003
-    assert images.min() == 0 and images.max() == 1
-
-
-def test_the_commonest_shape_is_right_for_41_percent_and_labels_are_even():
-    plan = matching.layout(10_000, seed=0)
-    _, labels = matching.matching(10_000, seed=0)
-    commonest = torch.nn.functional.one_hot(plan.shapes, 8).sum(1).argmax(1)
-    assert 0.38 < (commonest == labels).float().mean() < 0.44
-    assert (labels.bincount(minlength=8) / 10_000 - 1 / 8).abs().max() < 0.015
-
-
-def test_matching_is_loaded_normalised_and_resized():
-    raw, labels = matching.matching(20, data.TRAIN_SEED)
-    small, large = load("matching", 32, train_images=20), load("matching", 48, train_images=20)
-    expected = (raw[7] - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    assert torch.allclose(small.train[7][0], expected, atol=1e-6)
-    assert small.train[7][1] == labels[7] and type(small.train[7][1]) is int
-    resized = torch.nn.functional.interpolate(expected[None], (48, 48), mode="bilinear", antialias=True)[0]
-    assert torch.allclose(large.train[(7, 123)][0], resized, atol=1e-5)
-    assert (len(small.train), len(small.val), small.classes) == (20, 10_000, matching.SHAPES)
-
-
-def test_matching_has_500_training_images_that_are_not_held_out():
-    loaded = load("matching", 32)
-    assert len(loaded.train) == 500
-    held = {image.numpy().tobytes() for image, _ in loaded.val}
-    assert len(held) == 10_000 and not any(image.numpy().tobytes() in held for image, _ in loaded.train)
-
-
-def test_a_batch_of_matching_comes_within_5_ms():
-    train = load("matching", 32, train_images=128 * 12).train
-    batches = data.Loader(train, 0, CPU).read(data.plan_epoch(len(train), 128, 0, 0))
-    assert quickest(lambda: next(batches), 12) < 0.005
-
-
-def test_normalise_subtracts_the_mean_and_divides_by_the_deviation():
-    images = torch.rand(4, 3, 8, 8)
-    for channel in range(3):
-        expected = (images[:, channel] - MEAN[channel]) / STD[channel]
-        assert torch.allclose(data.normalise(images, MEAN, STD)[:, channel], expected, atol=1e-6)
-
-
-def test_a_folder_with_train_and_val_is_read_as_it_is_parted(tmp_path):
-    for part, count in [("train", 3), ("val", 2)]:
-        for name in "cat", "dog":
-            write_images(tmp_path / part / name, count)
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
-    loaded = load(tmp_path)
-    assert (len(loaded.train), len(loaded.val), loaded.classes) == (6, 4, ["cat", "dog"])
-    image, label = loaded.train[5]  # the third dog
-    assert image.shape == (3, 16, 16) and label == 1
-    assert torch.allclose(image[:, 8, 8], (torch.tensor([16, 239, 100]) / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
-
-
-def test_a_plain_folder_holds_out_every_tenth_image_of_each_class(tmp_path):
-    for name, count in [("cat", 21), ("dog", 2), ("eel", 10)]:
-        write_images(tmp_path / name, count)
-    loaded = load(tmp_path)
-    assert loaded.classes == ["cat", "dog", "eel"]
-    assert Counter(labels_of(loaded.train)) == {0: 18, 1: 1, 2: 9}
-    assert Counter(labels_of(loaded.val)) == {0: 3, 1: 1, 2: 1}
-    chosen = [index for dataset in (loaded.train, loaded.val) for index, _ in dataset.part.items]
-    assert sorted(chosen) == list(range(33))
-
-
-def test_views_are_cropped_above_64_px_and_whole_below(tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        for i in range(2):  # black, with white columns at both ends that a central square leaves out
-            image = Image.new("RGB", (200, 100), "white")
-            image.paste("black", (20, 0, 180, 100))
-            image.save(tmp_path / name / f"{i}.png")
-    black = data.normalise(torch.zeros(3, 80, 80), MEAN, STD)
-    assert torch.allclose(load(tmp_path, 80).val[0][0], black)
-    assert load(tmp_path, 64).val[0][0][0, :, 0].min() > 2  # (1 - 0.5) / 0.2 is white
-
-
-def test_evaluation_sees_the_centre_224_of_256_pixels_and_all_of_the_shorter_side_above():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
-    for size, side in (224, 256), (256, 256), (384, 384):
-        wanted = picture.resize((side * 400 // 300, side), Image.Resampling.BICUBIC)
-        left, top = round((wanted.width - size) / 2), round((wanted.height - size) / 2)
-        wanted = wanted.crop((left, top, left + size, top + size))
-        seen = data.plain_view("imagenet", size, ((0, 0, 0), (1, 1, 1)))(picture)
-        assert torch.equal((255 * seen).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(wanted)))
-
-
-def textured(size=(90, 70)) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(40, 216, (8, 8, 3), np.uint8)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-
-
-FILL = (124, 116, 104)
-FILLED = dict(resample=Image.BICUBIC, fillcolor=FILL)
-TIMM_OPERATIONS = (
-    "AutoContrast Equalize Invert PosterizeIncreasing SolarizeIncreasing SolarizeAdd Rotate ColorIncreasing "
-    "ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY TranslateXRel TranslateYRel"
-).split()
-
-
-@pytest.mark.parametrize("name, theirs", list(zip(randaugment.OPERATIONS, TIMM_OPERATIONS, strict=True)))
-def test_an_operation_of_randaugment_is_timms_to_the_bit_in_both_directions(name, theirs):
-    assert sorted(TIMM_OPERATIONS) == sorted(auto_augment._RAND_INCREASING_TRANSFORMS)
-    picture = textured()
-    for strength in 0.3, 0.6, 0.9:
-        drawn = set()
-        for seed in range(12):
-            random.seed(seed)  # of the direction
-            level, operation = auto_augment.LEVEL_TO_ARG[theirs], auto_augment.NAME_TO_OP[theirs]
-            changed = operation(picture, *(level(10 * strength, {}) if level else ()), **FILLED)
-            drawn.add(changed.tobytes())
-        ours = {randaugment.operate(name, picture, sign * strength, list(FILL)).tobytes() for sign in (1, -1)}
-        assert ours == drawn and picture.tobytes() not in ours
-
-
-def test_randaugment_changes_images_as_much_as_timms(monkeypatch):
-
-    def changes(augment):
-        torch.manual_seed(0), random.seed(0), np.random.seed(0)
-        changed = [np.abs(np.asarray(augment(picture), float) - picture).mean() for _ in range(3000)]
-        return np.mean(changed), np.std(changed) / 3000**0.5, np.mean(np.array(changed) == 0)
-
-    # Pillow refuses a posterise to 0 bits, which timm asks for at full strength.
-    posterize = auto_augment.ImageOps.posterize
-    monkeypatch.setattr(auto_augment.ImageOps, "posterize", lambda image, bits: posterize(image, max(1, bits)))
-    picture, options = textured(), dict(img_mean=FILL, interpolation=Image.BICUBIC)
-    theirs = changes(auto_augment.rand_augment_transform("rand-m9-mstd0.5-inc1", options))
-    ours = changes(lambda image: randaugment.rand_augment(image, 9, [share / 255 for share in FILL]))
-    assert abs(ours[0] - theirs[0]) < 4 * (ours[1] ** 2 + theirs[1] ** 2) ** 0.5
-    assert abs(ours[2] - theirs[2]) < 0.04 and 0.25 < ours[2] < 0.33
-
-
-def test_randaugment_and_erasing_follow_from_the_seed_of_the_image(tmp_path):
-    loaded = load(noise_folders(tmp_path), 64, randaugment=9.0, erasing=1.0).train
-    assert loaded[0, 5][0].equal(loaded[0, 5][0]) and not loaded[0, 5][0].equal(loaded[0, 6][0])
-
-
-def test_erasing_fills_a_rectangle_of_at_most_a_third_with_noise():
-    view = data.augmented_view("imagenet", 96, ((0, 0, 0), (1, 1, 1)), erasing=1.0)
-    erased = [view(Image.new("RGB", (96, 96), "black")) for _ in range(100)]
-    shares = [(image != 0).float().mean().item() for image in erased]
-    noise = erased[-1][erased[-1] != 0]
-    assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2  # N(0, 1)
-    assert 0.015 < min(shares) < 0.05 and 0.28 < max(shares) < 0.345
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1"])
-def test_images_of_other_modes_become_rgb(tmp_path, mode):
-    suffix = ".jpg" if mode == "CMYK" else ".png"
-    for name in "ab":
-        write_images(tmp_path / name, 2, mode=mode, suffix=suffix)
-    assert Image.open(tmp_path / "a" / f"000{suffix}").mode == mode
-    assert load(tmp_path).train[0][0].shape == (3, 16, 16)
-
-
-@pytest.mark.parametrize("mode, suffix", [("I;16", ".png"), ("I;16", ".tif"), ("I", ".tif"), ("F", ".tif")])
-def test_images_of_16_bits_are_scaled_and_those_of_32_are_refused(mode, suffix, tmp_path):
-    wide = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 257 times 0 to 255
-    kinds = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
-    Image.fromarray(wide.astype(kinds[mode])).save(path := tmp_path / f"a{suffix}")
-    if mode == "I;16":
-        assert np.array_equal(np.asarray(data.read_image(path))[..., 1], wide // 257)
-    else:
-        assert re.search(f"{path}.*more than 16 bits", refused(data.read_image, path))
-
-
-@pytest.mark.parametrize("error", [OSError, ValueError, SyntaxError, Image.DecompressionBombError, KeyError])
-@pytest.mark.parametrize("kind", ["folder", "pets"])
-def test_an_image_of_which_nothing_can_be_decoded_is_named_in_any_set(kind, error, tmp_path, monkeypatch):
-    write_images(tmp_path / "a", 3)
-    pets = argparse.Namespace(classes=["cat"], _labels=[0, 0], _images=[tmp_path / "a" / "000.png"] * 2)
-    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", lambda *a, **o: pets)
-    loaded = load(tmp_path) if kind == "folder" else load("pets")
-
-    monkeypatch.setattr(Image, "open", Mock(side_effect=error("of PIL's")))
-    said = refused(lambda: loaded.train[0])
-    assert re.search(rf"cannot read {tmp_path}/a/00\d.png as an image .*of PIL's.*; replace it", said)
-    assert re.search(rf"cannot open {tmp_path}/a/00\d.png as an image", refused(data.check_images, tmp_path))
-
-
-def test_a_picture_that_would_be_black_as_nothing_of_it_can_be_decoded_is_refused_and_a_missing_one_too(
-    tmp_path, monkeypatch
-):
-    whole = io.BytesIO()
-    textured().save(whole, "png")
-    (tmp_path / "a.png").write_bytes(whole.getvalue()[: whole.getvalue().index(b"IDAT") + 4])
-    assert "nothing of it can be decoded" in refused(data.read_image, tmp_path / "a.png")
-    pets = argparse.Namespace(classes=["cat"], _labels=[0, 0], _images=[tmp_path / "a.png", tmp_path / "b.png"])
-    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", lambda *a, **o: pets)
-    assert "only partly unpacked: 1 of 2 images" in refused(load, "pets")
-
-
-class Deadly(torch.utils.data.Dataset):
-    def __getitem__(self, index):
-        os._exit(1)  # as the system ends a process that is too large
-
-
-def test_a_worker_that_dies_is_told_with_what_to_do():
-    with pytest.raises(RuntimeError) as dead:
-        list(data.Loader(Deadly(), 1, CPU).read([[0]]))
-    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # torch may say so at any time
-    for error in dead.value, killed:
-        assert re.search("died.* --workers 0, or give .*/dev/shm", errors.in_a_line(error))
-    with pytest.raises(RuntimeError, match="a bug"):
-        errors.in_a_line(RuntimeError("a bug"))
-
-
-def test_copies_that_nobody_waits_for_are_made_on_cuda_alone(monkeypatch):
-    asked, to = [], torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: asked.append(non_blocking) or self)
-    for device in "cpu", "mps", "cuda":
-        loader = data.Loader([(torch.ones(3), 1)], 0, CPU)
-        loader.device = torch.device(device)
-        list(loader.read([[0]]))
-    monkeypatch.setattr(torch.Tensor, "to", to)
-    assert asked == [False] * 4 + [True] * 2
-
-
-def test_hidden_files_and_folders_are_no_images_and_gifs_are(tmp_path):
-    write_images(tmp_path / "cat", 2)
-    write_images(tmp_path / "dog", 2, mode="P", suffix=".gif")
-    write_images(tmp_path / ".thumbnails", 2)
-    write_images(tmp_path / "cat" / ".thumbnails", 2)
-    (tmp_path / "cat" / "._000.png").write_bytes(b"what another system keeps of a file")
-    loaded = load(tmp_path)
-    assert (len(loaded.train), len(loaded.val), loaded.classes) == (2, 2, ["cat", "dog"])
-
-
-def test_a_class_without_validation_images_shifts_no_label(tmp_path):
-    for name in "cat", "dog", "eel":
-        write_images(tmp_path / "train" / name, 1)
-    for name in "cat", "eel":
-        write_images(tmp_path / "val" / name, 1)
-    assert [label for _, label in load(tmp_path).val] == [0, 2]
-
-
+# ---- The method, written out -----------------------------------------------------------------------------------------
+
+
+def plain_transfer(student: ViT, teacher: ViT, images: torch.Tensor, method: str, blocks: list[int]):
+    """Both definitions, written out over whole maps: logits and transfer loss."""
+    R, first = teacher.config.registers - student.config.registers, int(teacher.config.class_token)
+    maps = {}
+    for number, routing in enumerate(teacher.route(images, 4)):
+        m = attention_map(routing)
+        keep = [i for i in range(m.shape[-1]) if not first <= i < first + R]
+        m = m[..., keep, :][..., keep]
+        maps[number] = m / m.sum(-1, keepdim=True)
+    x, loss = student.embed(images), torch.zeros(())
+    for number, block in enumerate(student.blocks):
+        y = block.norm1(x)
+        own = attention_map(block.route(x, student.rope, student.shared_bias()))
+        if number in blocks and method == "distill":
+            loss = loss - (maps[number] * own.log()).sum(-1).mean()
+        m = maps[number] if number in blocks and method == "copy" else own
+        read = (m @ block.attn.values(y)).transpose(1, 2).flatten(2)
+        x = x + block.ls1(block.attn.proj(block.attn.norm(read)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return student.forward_head(student.norm(x)), loss
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("blocks", [None, [1, 2]])
+@pytest.mark.parametrize("method", ["copy", "distill"])
+@pytest.mark.parametrize("components", ["standard", "native"])
 @pytest.mark.parametrize(
-    "folders, says",
-    [
-        ({"train/cat": 2}, "has train, but train and val are needed"),
-        ({"test/cat": 2}, "has test, but train and val are needed"),
-        ({"train/cat": 2, "test/cat": 2}, "has test and train, but train and val are needed"),
-        ({"train/cat": 1, "val/cat": 1, "val/eel": 1}, "class 'eel' of"),
-        ({"cat": 2, "dog": 0}, "'dog'"),
-        ({"cat": 2, "dog": 1}, "class 'dog' of"),  # some are held out
-        ({"": 1}, "has no class folders"),
-        ({}, "unknown dataset"),  # nor is it there
-    ],
-    ids=str,
+    "name", ["deit_nano", "beit_nano", "dinov2_reg_nano", "dinov3_nano", "siglip_nano", "eva02_nano"]
 )
-def test_a_folder_without_the_images_that_are_needed_is_named_and_what_it_lacks(folders, says, tmp_path):
-    for name, count in folders.items():
-        write_images(tmp_path / "set" / name, count)
-    said = refused(load, tmp_path / "set")
-    assert says in said and f"{tmp_path}/set" in said and "'cat'" not in said
-
-
-def test_a_misspelt_data_set_is_answered_with_the_nearest():
-    said = refused(load, "matchin")
-    assert "'matchin'" in said and "matching" in said and "folder" in said
-
-
-def test_imagenet_is_read_from_its_folders_which_are_named_where_they_are_missing(tmp_path):
-    said = refused(load, "imagenet", root=tmp_path)
-    assert f"{tmp_path}/imagenet/train" in said and f"{tmp_path}/imagenet/val" in said
-    for part in "train", "val":
-        write_images(tmp_path / "imagenet" / part / "n01440764", 2)
-    assert len(load("imagenet", root=tmp_path).val) == 2
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    write_images(tmp_path / "cat", 2)
-    write_images(tmp_path / "dog", 2)
-    (tmp_path / "dog" / "001.png").write_bytes(b"nothing of the kind")
-    assert "dog/001.png as an image" in refused(data.check_images, tmp_path)
-
-
-def test_a_truncated_image_loads_with_a_warning_that_names_it(tmp_path):
-    whole = noise_folders(tmp_path, each=3, size=(24, 24)) / "b" / "1.png"
-    Image.open(whole).resize((300, 300)).save(path := whole.with_suffix(".jpg"))
-    whole.unlink()
-    os.truncate(path, path.stat().st_size // 2)
-    train = load(tmp_path, 60).train
-    paths = [train.part.source[index][0] for index, _ in train.part.items]
-    with pytest.warns(UserWarning) as caught:
-        image, label = train[paths.index(str(path))]
-    assert len(caught) == 1 and str(path) in str(caught[0].message)
-    assert label == 1 and image[:, :20].std(dim=(1, 2)).min() > 0.1  # the top was decoded
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train[0]  # the others load in silence
-
-
-def test_too_many_or_too_few_training_images_are_answered_with_both_numbers(tmp_path):
-    noise_folders(tmp_path, "abc", 4)  # of which 9 train
-    for name, asked, right in (tmp_path, 10, " 9 "), (tmp_path, 2, " 3 "):
-        said = refused(load, name, train_images=asked)
-        assert f"{asked} training" in said and right in said
-
-
-def test_a_subset_is_balanced_and_the_same_at_every_call(tmp_path):
-    noise_folders(tmp_path, "abc", 12)  # of which 30 train
-    subset = load(tmp_path, train_images=14).train
-    items = subset.part.items
-    assert sorted(Counter(labels_of(subset)).values()) == [4, 5, 5]
-    assert len(set(items)) == 14 and items != sorted(items)
-    torch.manual_seed(99)
-    assert load(tmp_path, train_images=14).train.part.items == items
-    assert load(tmp_path, train_images=20).train.part.items[:14] == items
-    assert all(subset[i][1] == items[i][1] == subset.part.source[items[i][0]][1] for i in range(14))
-
-
-@pytest.mark.parametrize("name", list(data.SOURCES))
-def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(name, tmp_path, monkeypatch):
-    offline = Mock(side_effect=urllib.error.URLError("no route\nto host"))
-    monkeypatch.setattr(f"torchvision.datasets.{data.SOURCES[name].kind}", offline)
-    said = refused(load, name, root=tmp_path)
-    assert name in said and f"{tmp_path}/{data.SOURCES[name].files}" in said and "no route" in said
-    assert offline.call_args.kwargs["download"] is True
-
-
-@pytest.mark.parametrize("name", sorted(set(data.SOURCES) - {"svhn", "flowers102"}))  # these want scipy first
-def test_torchvision_looks_for_a_set_and_does_not_find_it(name, tmp_path):
-    assert f"cannot load {name}" in refused(load, name, root=tmp_path)
-
-
-def write_fashion_mnist(root):
-    """20 training and 10 test images as torchvision keeps them: idx files, of which image i is 10 * i all over."""
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, count in [("train", 20), ("t10k", 10)]:
-        pixels = np.repeat(np.arange(count, dtype=np.uint8) * 10, 28 * 28)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, count, 28, 28) + pixels.tobytes())
-        labels = bytes(i % 10 for i in range(count))
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + labels)
-
-
-def test_fashion_mnist_loads_as_rgb_at_the_size_asked_for(tmp_path):
-    write_fashion_mnist(tmp_path)
-    loaded = load("fashion_mnist", 48, root=tmp_path)
-    assert (len(loaded.train), len(loaded.val), loaded.classes[9]) == (20, 10, "Ankle boot")
-    image, label = loaded.train[13]
-    assert label == 3 and image.shape == (3, 48, 48) and image.dtype == torch.float32 and type(image) is torch.Tensor
-    assert torch.allclose(image[:, 0, 0], (130 / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
-
-
-def test_inat2018_holds_out_every_tenth_image_of_each_species(tmp_path, monkeypatch):
-    monkeypatch.delitem(data.COUNTS, "inat2018")  # as if the few here were all that it has
-    for species, count in [(0, 11), (1, 3)]:
-        write_images(tmp_path / "2018" / "Birds" / str(species), count)
-    loaded = load("inat2018", root=tmp_path)
-    assert Counter(labels_of(loaded.train)) == {0: 9, 1: 2} and Counter(labels_of(loaded.val)) == {0: 2, 1: 1}
-    names = [loaded.val.part.source.index[index][1] for index, _ in loaded.val.part.items]
-    assert names == ["000.png", "010.png", "000.png"]
-    assert loaded.classes == ["Birds/0", "Birds/1"] and loaded.val[2][1] == 1
-
-
-@pytest.mark.parametrize("name, folder", [("imagenette", "imagenette2-320"), ("inat2018", "2018")])
-def test_a_set_that_is_only_partly_unpacked_is_refused_and_its_folder_named(name, folder, tmp_path):
-    for part in ("train/n01440764", "val/n01440764") if name == "imagenette" else ("Birds/0",):
-        write_images(place := tmp_path / folder / part, 2, suffix=".jpeg")
-    said = refused(load, name, root=tmp_path)
-    assert "only partly unpacked" in said and f"delete {tmp_path}/{folder}" in said and place.is_dir()
-
-
-def test_imagenette_takes_the_first_name_of_each_class(tmp_path, monkeypatch):
-    monkeypatch.delitem(data.COUNTS, "imagenette")  # as if the few here were all that it has
-    for part in "train", "val":
-        for wnid in "n01440764", "n02102040":
-            write_images(tmp_path / "imagenette2-320" / part / wnid, 2, suffix=".jpeg")
-    loaded = load("imagenette", root=tmp_path)
-    assert loaded.classes == ["tench", "English springer"] and labels_of(loaded.train) == [0, 0, 1, 1]
-
-
-def test_augmentation_is_the_same_with_0_and_2_workers(tmp_path):
-    train = load(noise_folders(tmp_path, each=21)).train
-    alone, labels = epoch_of(train, seed=1, epoch=2)
-    helped, same = epoch_of(train, seed=1, epoch=2, workers=2)
-    assert torch.equal(alone, helped) and torch.equal(labels, same) and len(alone) == 36
-
-
-def test_augmentation_depends_on_seed_epoch_and_index(tmp_path):
-    train = load(noise_folders(tmp_path, each=21)).train
-    plans = [data.plan_epoch(len(train), 8, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
-    first, later, other = (dict(sum(plan, [])) for plan in plans)
-    assert len({*first.values(), *later.values(), *other.values()}) == 3 * len(train)
-    assert not torch.equal(train[(3, first[3])][0], train[(3, later[3])][0])
-    assert torch.equal(train[(3, first[3])][0], train[(3, first[3])][0])
-
-
-def test_images_are_augmented_in_training_alone(tmp_path):
-    train, plain = load(noise_folders(tmp_path)).train, load(tmp_path, augment=False).train
-    assert not torch.equal(train[(0, 1)][0], train[0][0])
-    assert torch.equal(train[0][0], plain[0][0]) and torch.equal(plain[(0, 1)][0], plain[0][0])
-
-
-def test_loading_leaves_the_global_random_state_alone(tmp_path):
-    train = load(noise_folders(tmp_path, each=21)).train
-    before = torch.get_rng_state()
-    epoch_of(train, seed=0)
-    epoch_of(load("matching", 32, train_images=20).train)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_digits_are_never_mirrored_but_other_images_are():
-    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1)))  # brighter to the right
-    rises = {}
-    for name in "svhn", "cifar10":
-        augmented = data.augmented_view(name, 32, NORMALISATION)
-        torch.manual_seed(0)
-        rises[name] = [bool(crop[0, 16, -1] > crop[0, 16, 0]) for crop in (augmented(ramp) for _ in range(40))]
-    assert all(rises["svhn"]) and 5 < sum(rises["cifar10"]) < 35
-
-
-def test_the_processes_of_an_evaluation_part_the_set_in_order():
-    shares = [sum(data.in_order(23, 4, rank, 3), []) for rank in range(3)]
-    assert shares[1] == list(range(1, 23, 3))
-    assert sorted(sum(shares, [])) == list(range(23))
-    assert [len(batch) for batch in data.in_order(23, 4)] == [4, 4, 4, 4, 4, 3]
-
-
-def indices(plan):
-    return [index for batch in plan for index, _ in batch]
-
-
-def test_an_epoch_has_each_image_once_and_a_shorter_last_batch():
-    plan = data.plan_epoch(23, 6, seed=3, epoch=1)
-    assert [len(batch) for batch in plan] == [6, 6, 6, 5] and sorted(indices(plan)) == list(range(23))
-
-
-def test_a_last_batch_that_leaves_a_process_without_an_image_is_left_out():
-    assert [len(batch) for batch in data.plan_epoch(25, 8, 0, 0, world=4)] == [8, 8, 8]
-    assert [len(batch) for batch in data.plan_epoch(28, 8, 0, 0, world=4)] == [8, 8, 8, 4]
-    said = refused(data.plan_epoch, 3, 8, 0, 0, world=4)
-    assert "4 processes cannot share a batch of 3 images; raise --batch-size" in said
-
-
-def test_batches_are_shuffled_by_seed_and_epoch():
-    orders = [indices(data.plan_epoch(50, 8, seed, epoch)) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
-    assert len({tuple(order) for order in [*orders, range(50)]}) == 5
-    assert indices(data.plan_epoch(50, 8, 1, 1)) == orders[3]
+def test_transfer_gives_the_logits_losses_and_gradients_of_its_definition(name, components, method, blocks, fused):
+    student, teacher = vit(name, 0, components).train(), vit(name, 1, "teacher")
+    twin = copy.deepcopy(student)
+    logits, loss = AttentionTransfer(student, teacher, method, blocks, fused=fused)(pictures())
+    (logits.square().sum() + 3 * loss).backward()
+    wanted, wanted_loss = plain_transfer(twin, teacher, pictures(), method, choose_blocks(blocks, 4))
+    (wanted.square().sum() + 3 * wanted_loss).backward()
+    assert relative(logits, wanted) < 1e-4 and torch.isclose(loss, wanted_loss, rtol=1e-4)
+    for (key, ours), truth in zip(student.named_parameters(), twin.parameters(), strict=True):
+        if truth.grad is not None and truth.grad.norm() > 1e-6:
+            assert relative(ours.grad, truth.grad) < 1e-4, key
 
 
 # ---- model.py --------------------------------------------------------------------------------------------------------
@@ -704,14 +235,25 @@ def test_the_rows_of_every_map_sum_to_one_and_the_map_times_v_is_what_attention_
 def test_a_model_that_is_handed_its_own_routing_computes_what_it_computed(name):
     model = vit(name).eval()
     routings = model.route(pictures(), 4)
-    assert torch.allclose(model(pictures(), reroutes=dict(enumerate(routings))), model(pictures()), atol=1e-5)
+    handed = {number: Handed(routing=routing) for number, routing in enumerate(routings)}
+    assert torch.allclose(model(pictures(), handed=handed), model(pictures()), atol=1e-5)
 
 
 def test_a_block_that_is_handed_a_routing_computes_no_q_and_k(monkeypatch):
     model = vit("deit_nano").eval()
-    routings = dict(enumerate(model.route(pictures(), 4)))
+    handed = {number: Handed(routing=routing) for number, routing in enumerate(model.route(pictures(), 4))}
     monkeypatch.setattr("model.Attention.route", None)
-    model(pictures(), reroutes=routings)
+    model(pictures(), handed=handed)
+
+
+def test_a_block_that_is_handed_v_computes_none_and_leaves_its_routing_as_it_was(monkeypatch):
+    model, usual, seen = vit("deit_nano").eval(), [], []
+    model(pictures(), seen=usual)
+    v = torch.randn_like(usual[0].v)
+    model(pictures(), handed={0: Handed(v=v)}, seen=seen)
+    assert torch.equal(seen[0].routing.q, usual[0].routing.q) and seen[0].v is v
+    monkeypatch.setattr("model.Attention.values", None)
+    model.forward_blocks(pictures(), 1, handed={0: Handed(v=v)})
 
 
 def test_route_computes_nothing_after_the_last_routing(monkeypatch):
@@ -760,12 +302,1206 @@ def test_drop_path_keeps_the_mean_and_drops_deeper_branches_more_often():
     drops = model.draw_drops(pictures(1).expand(4000, -1, -1, -1))
     assert torch.allclose(drops.mean((1, 2, 3, 4)), torch.ones(4), atol=0.05)
     assert torch.allclose((drops == 0).float().mean((1, 2, 3, 4)), torch.tensor([0, 1, 2, 3]) / 6, atol=0.03)
-    assert model.eval().draw_drops(pictures()) is None
+    for nothing in model.eval(), vit("deit_nano").train():  # in eval mode, and at a rate of 0
+        assert nothing.draw_drops(pictures()) == [None] * 4
+
+
+def test_nothing_that_is_dropped_stays_so_and_is_not_drawn_again():
+    model = vit("deit_nano", drop_path=0.9).train()
+    whole = model.eval().route(pictures(8), 4)
+    for ours, theirs in zip(model.train().route(pictures(8), 4, drops=[None] * 4), whole, strict=True):
+        assert torch.equal(ours.q, theirs.q)
+
+
+def test_each_native_component_is_described_with_its_paper_and_readme_names_the_same_ones():
+    purposes = {field.name: field.metadata.get("purpose", "") for field in fields(ViTConfig)}
+    assert [name for name, purpose in purposes.items() if purpose] == COMPONENTS
+    assert all("arXiv" in purposes[name] and purposes[name].endswith(".") for name in COMPONENTS)
+    table = re.search(r"^\| component .*?\n\n", README, re.M | re.S)[0]
+    first_column = "".join(row.split("|")[1] for row in table.split("\n") if row)
+    assert sorted(re.findall(r"`(\w+)`", first_column)) == sorted(COMPONENTS)
 
 
 @pytest.mark.parametrize("change", [dict(img_size=33), dict(img_size=4), dict(heads=5)])
 def test_a_config_that_cannot_be_built_is_refused(change):
     refused(ViTConfig, **dict(img_size=32, patch_size=8, dim=64, heads=4) | change)
+
+
+# ---- transfer.py -----------------------------------------------------------------------------------------------------
+
+
+def random_routing(B=2, H=3, N=21, d=8, bias=False, seed=0, dtype=torch.float64) -> Routing:
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(B, N, H, d, generator=generator, dtype=dtype).transpose(1, 2) * 1.5 for _ in range(2))
+    return Routing(q, k, torch.randn(H, N, N, generator=generator, dtype=dtype) if bias else None)
+
+
+def value_and_gradients(loss, *inputs):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    value = loss(*inputs)
+    value.backward()
+    return [value.detach()] + [x.grad for x in inputs]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("N", [1, 2, 21, 300])
+def test_the_loss_without_maps_is_the_loss_with_maps_in_value_and_gradient(N, bias):
+    teacher, student = random_routing(N=N, bias=bias), random_routing(N=N, seed=1)
+    fused = transfer.fused_cross_entropy
+    ours = value_and_gradients(lambda q, k: 3 * fused(teacher, Routing(q, k)), student.q, student.k)
+    plain = value_and_gradients(lambda q, k: 3 * distillation_loss(teacher, Routing(q, k)), student.q, student.k)
+    for mine, truth in zip(ours, plain):
+        assert (mine - truth).abs().max() < 1e-8 and (N == 1 or truth.abs().max() > 1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("N", [1, 2, 21, 300])
+def test_copying_is_the_teachers_map_times_the_students_value_in_value_and_gradient(N, bias):
+    routing = random_routing(N=N, bias=bias)
+    v, weight = random_routing(N=N, seed=1)[:2]
+    ours = value_and_gradients(lambda v: (attend(routing, v) * weight).sum(), v)
+    plain = value_and_gradients(lambda v: (copied(routing, v) * weight).sum(), v)
+    for mine, truth in zip(ours, plain):
+        assert (mine - truth).abs().max() < 1e-8 and truth.abs().max() > 1e-4
+
+
+def test_whether_maps_are_built_is_decided_by_tokens_device_and_loss():
+    few, many, biased = random_routing(N=399), random_routing(N=400), random_routing(N=400, bias=True)
+    ce, js = LOSSES["cross_entropy"], LOSSES["js"]
+    assert not transfer.use_fused(few, ce, None) and transfer.use_fused(many, ce, None)
+    assert transfer.use_fused(few, ce, True) and not transfer.use_fused(many, ce, False)
+    assert not transfer.use_fused(biased, ce, True) and not transfer.use_fused(many, js, True)
+
+
+class Watched(TorchDispatchMode):
+    """Notes the shapes of all tensors that are made inside, and counts the bytes of those that are alive.
+
+    `peak` is the most of these bytes. What kernels use is not seen, nor are the tensors that are `known`.
+    """
+
+    def __init__(self, known=()):
+        super().__init__()
+        self.live, self.peak, self.shapes = 0, 0, set()
+        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.shapes.add(tuple(tensor.shape))
+                if (storage := tensor.untyped_storage()) not in self.seen:
+                    self.seen.add(storage)
+                    self.live += storage.nbytes()
+                    weakref.finalize(storage, self.free, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def free(self, count):
+        self.live -= count
+
+
+@pytest.mark.parametrize(
+    "method, fused, whole", [("copy", None, False), ("distill", True, False), ("distill", False, True)]
+)
+def test_copying_and_the_fused_loss_make_no_tensor_of_n_by_n_and_the_plain_loss_does(method, fused, whole):
+    student, teacher = vit("deit_nano", 0), vit("deit_nano", 1, "teacher")
+    module = AttentionTransfer(student, teacher, method, fused=fused).train()
+    with Watched() as watched:
+        logits, loss = module(pictures(3))
+        (logits.square().sum() + loss).backward()
+    assert any(shape[-2:] == (17, 17) for shape in watched.shapes) == whole
+
+
+def test_peak_memory_counts_what_lives_at_the_same_time():
+    x = torch.zeros(1000)
+    with Watched([x]) as memory:
+        y = x.view(10, 100)  # nothing new
+        y = (y + 1) + 1  # two alive at once
+        del y
+        x + 1
+    assert 2 * 4e3 <= memory.peak < 2.1 * 4e3
+
+
+@pytest.mark.parametrize(
+    "method, fused, least, most", [("copy", None, 3.5, 4.1), ("distill", True, 3.5, 4.1), ("distill", False, 10, 17)]
+)
+def test_memory_grows_with_the_tokens_or_for_the_plain_loss_with_their_square(method, fused, least, most):
+    peaks = []
+    for size in 128, 256:  # 257 and 1,025 tokens
+        student, teacher = vit("deit_nano", img_size=size), vit("deit_nano", 1, "teacher", img_size=size)
+        module, images = AttentionTransfer(student, teacher, method, fused=fused).train(), pictures(1, size)
+        with Watched([images, *student.parameters(), *teacher.parameters()]) as memory:
+            logits, loss = module(images)
+            (logits.square().sum() + loss).backward()
+        peaks.append(memory.peak)
+        del logits, loss
+    assert least < peaks[1] / peaks[0] < most
+
+
+def test_copying_leaves_the_students_q_and_k_without_gradient_and_distillation_does_not():
+    for method, reached in ("copy", False), ("distill", True):
+        student = vit("deit_nano").train()
+        logits, loss = AttentionTransfer(student, vit("deit_nano", 1, "teacher"), method)(pictures())
+        (logits.sum() + loss).backward()
+        assert (student.blocks[0].attn.qkv.weight.grad[:128].abs().max() > 0) == reached
+        assert student.blocks[0].attn.qkv.weight.grad[128:].abs().max() > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_student_is_closer_to_the_teacher_than_the_teacher_itself(loss, bias):
+    teacher, other = random_routing(bias=bias), random_routing(bias=bias, seed=1)
+    at_teacher = distillation_loss(teacher, teacher, LOSSES[loss])
+    assert distillation_loss(teacher, other, LOSSES[loss]) > at_teacher + 1e-3
+    if loss != "cross_entropy":
+        assert at_teacher.abs() < 1e-12
+    q, k = teacher.q.clone().requires_grad_(), teacher.k.clone().requires_grad_()
+    distillation_loss(teacher, Routing(q, k, teacher.bias), LOSSES[loss]).backward()
+    assert q.grad.abs().max() < 1e-7
+
+
+def test_jensen_shannon_is_symmetric_and_at_most_log_2():
+    one, other = random_routing(), random_routing(seed=1)
+    there, back = distillation_loss(one, other, LOSSES["js"]), distillation_loss(other, one, LOSSES["js"])
+    assert torch.isclose(there, back) and 0 < there < math.log(2)
+
+
+def test_the_teacher_is_frozen_and_stays_in_eval_mode():
+    teacher = vit("deit_nano", 1, "teacher").train()
+    module = AttentionTransfer(vit("deit_nano"), teacher, "distill").train()
+    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert {id(p) for p in module.parameters() if p.requires_grad} == {id(p) for p in module.student.parameters()}
+    assert next(module.double().teacher.parameters()).dtype == torch.float64
+
+
+def test_distillation_in_eval_mode_needs_no_teacher_and_copy_does():
+    student = vit("deit_nano")
+    logits, loss = AttentionTransfer(student, None, "distill").eval()(pictures())
+    assert torch.equal(logits, student(pictures())) and loss == 0
+    assert "needs the teacher" in refused(AttentionTransfer, student, None, "copy")
+
+
+@pytest.mark.parametrize("what", ["map", "v", "output"])
+def test_the_teacher_runs_no_further_than_what_is_used(what):
+    teacher, ran = vit("deit_nano", 1, "teacher"), []
+    for name, module in teacher.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
+    AttentionTransfer(vit("deit_nano").train(), teacher, "distill", blocks=2, what=what)(pictures())
+    assert "blocks.0.mlp" in ran and "blocks.1.norm1" in ran
+    assert not any(name.startswith("blocks.2") for name in ran) and "norm" not in ran
+    if what == "map":  # of the last block the routing alone
+        assert not {"blocks.1.mlp", "blocks.1.attn.proj"} & set(ran)
+
+
+def test_teacher_and_student_drop_the_same_branches_of_an_image():
+    student, teacher = vit("deit_nano", 1, "teacher", drop_path=0.9).train(), vit("deit_nano", 1, "teacher")
+    for seed in range(3):  # the same weights and the same branches: the same maps
+        torch.manual_seed(seed)
+        loss = AttentionTransfer(student, teacher, "distill", loss="kl")(pictures(8))[1]
+        assert loss < 1e-5
+    torch.manual_seed(0)
+    without, dropped = (teacher.route(pictures(8), 4, drops) for drops in (None, student.draw_drops(pictures(8))))
+    apart = [distillation_loss(*pair, LOSSES["kl"]) for pair in zip(without, dropped)]
+    assert sum(apart) > 1e-2  # and without them, other maps
+
+
+def test_registers_that_only_the_teacher_has_leave_their_share_to_the_rest_of_the_row():
+    teacher = vit("dinov3_nano", 1, "teacher")
+    standard, native = (vit("dinov3_nano", 0, components).config for components in ("standard", "native"))
+    routing = teacher.route(pictures(), 1)[0]
+    aligned, keep = attention_map(align(routing, teacher.config, standard)), [0, *range(5, 21)]
+    kept = attention_map(routing)[..., keep, :][..., keep]
+    assert aligned.shape[-1] == 17 and torch.allclose(aligned, kept / kept.sum(-1, keepdim=True), atol=1e-5)
+    assert torch.equal(align(routing, teacher.config, native).q, routing.q)
+
+
+@pytest.mark.parametrize("name", ["deit_nano", "dinov2_reg_nano"])
+def test_copying_v_reads_the_teachers_v_with_the_students_own_map(name):
+    student, teacher, theirs = vit(name, 0, "standard"), vit(name, 1, "teacher"), []
+    teacher(pictures(), seen=theirs)
+    v, R, seen = theirs[1].v, teacher.config.registers, []
+    v = torch.cat((v[:, :, :1], v[:, :, 1 + R :]), dim=2)
+    module = AttentionTransfer(student, teacher, "copy", blocks=[1], what="v")
+    logits, _ = module(pictures())
+    student(pictures(), handed=module.handed(module.teacher_targets(pictures())), seen=seen)
+    own = student.route(pictures(), 2)[1]
+    read = (attention_map(own) @ v).transpose(1, 2).flatten(2)
+    assert torch.allclose(seen[1].output, student.blocks[1].attn.proj(read), atol=1e-5)
+    logits.sum().backward()  # q and k learn; v of that block does not
+    q, k, ours = student.blocks[1].attn.qkv.weight.grad.chunk(3)
+    assert q.abs().max() > 0 and k.abs().max() > 0 and ours.abs().max() == 0
+
+
+@pytest.mark.parametrize("what", ["q", "k"])
+def test_copying_q_or_k_mixes_the_teachers_with_the_students_other(what):
+    student, teacher = vit("deit_nano"), vit("deit_nano", 1, "teacher")
+    logits, _ = AttentionTransfer(student, teacher, "copy", blocks=1, what=what)(pictures())
+    own, theirs = student.route(pictures(), 1)[0], teacher.route(pictures(), 1)[0]
+    mixed = own._replace(**{what: getattr(theirs, what)})
+    assert torch.allclose(logits, student(pictures(), handed={0: Handed(routing=mixed)}), atol=1e-5)
+    assert not torch.allclose(logits, student(pictures()), atol=1e-3)
+
+
+@pytest.mark.parametrize("what", ["q", "k", "v", "output"])
+def test_distilling_an_activation_is_its_mean_squared_error(what):
+    for name in "deit_nano", "dinov2_reg_nano":
+        student, teacher, seen = vit(name, 0, "standard").train(), vit(name, 1, "teacher"), ([], [])
+        for model, notes in zip((student, teacher), seen):
+            model(pictures(), seen=notes)
+        loss = AttentionTransfer(student, teacher, "distill", blocks=[1, 2], what=what)(pictures())[1]
+        wanted = 0
+        for number in 1, 2:
+            ours, theirs = (getattr(notes[number].routing if what in "qk" else notes[number], what) for notes in seen)
+            R = theirs.shape[-2] - ours.shape[-2]
+            theirs = torch.cat((theirs[..., :1, :], theirs[..., 1 + R :, :]), dim=-2)
+            wanted = wanted + (ours - theirs).square().mean()
+        assert torch.isclose(loss, wanted, rtol=1e-5)
+
+
+def test_transfer_in_bfloat16_is_near_that_in_float32():
+    for method in "copy", "distill":
+        student, teacher = vit("eva02_nano").train(), vit("eva02_nano", 1, "teacher")
+        module = AttentionTransfer(student, teacher, method)
+        logits, loss = module(pictures())
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, rough_loss = module(pictures())
+            (rough.float().sum() + rough_loss).backward()
+        assert relative(rough.float(), logits) < 0.05 and torch.isclose(rough_loss.float(), loss, rtol=0.02)
+        assert rough_loss.dtype == torch.float32 or method == "copy"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_map_loss_is_computed_in_float32_under_autocast(fused, dtype):
+    student, teacher = vit("deit_nano").train(), vit("deit_nano", 1, "teacher")
+    module, seen = AttentionTransfer(student, teacher, "distill", fused=fused), []
+    with torch.autocast("cpu", dtype):
+        theirs = module.teacher_routings(pictures())
+        student(pictures(), seen=seen)
+        losses = [module.block_loss(theirs[block], seen[block]) for block in range(4)]
+    assert seen[0].routing.q.dtype == dtype
+    for block, loss in enumerate(losses):
+        ours, wanted = seen[block].routing, theirs[block]
+        exact = distillation_loss(*(Routing(routing.q.double(), routing.k.double()) for routing in (wanted, ours)))
+        assert loss.dtype == torch.float32 and torch.isclose(loss.double(), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", "deit_s dinov2_s dinov2_reg_s dinov3_s eva02_s clip_b beit_b".split())
+def test_the_forward_pass_is_sound_on_pretended_cuda_tensors(name, dtype):
+    """Shapes, types and devices of the forward pass alone: no number is computed, and backward needs a real GPU."""
+    torch.set_autocast_enabled("cuda", dtype != torch.float32)  # torch.autocast switches itself off without a GPU
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(), torch.device("cuda"):
+            config = student_config(name, "standard" if name == "deit_s" else "native", img_size=224)
+            student = ViT(replace(config, depth=2)).train()
+            teacher = ViT(replace(TEACHERS[name].config, img_size=224, depth=2))
+            images = torch.randn(4, 3, 224, 224)
+            outputs = [student(images)]
+            for method, fused in ("copy", None), ("distill", True), ("distill", False):
+                logits, loss = AttentionTransfer(student, teacher, method, fused=fused).train()(images)
+                assert loss.dtype == torch.float32 and loss.is_cuda and loss.shape == ()
+                outputs.append(logits)
+            assert {(x.dtype, x.device.type, tuple(x.shape)) for x in outputs} == {(dtype, "cuda", (4, 1000))}
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+def test_blocks_are_a_count_a_range_or_a_list():
+    right = {None: [0, 1, 2, 3], "2": [0, 1], "1-2": [1, 2], "0,3": [0, 3], "3,": [3], "2,0": [0, 2]}
+    for typed, meant in right.items():
+        assert choose_blocks(typed, 4) == meant
+    for typed in "5", "0", "x", "2-1", "3-8", "0,4", "-1", "", "99999999999", "0-99999999999":
+        assert "blocks" in refused(lambda: choose_blocks(typed, 4))
+    assert choose_blocks(2, 4) == [0, 1] and choose_blocks(range(1, 3), 4) == [1, 2]
+    for blocks in [], [4], [-1], 0:
+        assert "there are 4" in refused(choose_blocks, blocks, 4)
+
+
+@pytest.mark.parametrize("parts", [*PARTS, "all", "mlp,norms"])
+@pytest.mark.parametrize("name", ["deit_nano", "beitv2_nano", "dinov3_nano", "beit3_nano", "clip_nano"])
+def test_init_from_copies_just_those_parts(name, parts):
+    student, teacher = vit(name), vit(name, 1, "teacher")
+    before = copy.deepcopy(student.state_dict())
+    init_from(student, teacher, parts)
+    for key, value in student.state_dict().items():
+        taken = transfer.part_of(key) in (PARTS if parts == "all" else parts.split(","))
+        assert torch.equal(value, teacher.state_dict()[key] if taken else before[key]), key
+
+
+def test_every_parameter_of_every_teacher_belongs_to_a_part():
+    for name in NANO:
+        heads = {key for key in vit(name).state_dict() if transfer.part_of(key) == "head"}
+        assert heads <= {"norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+
+
+def test_a_student_with_everything_of_the_teacher_computes_its_tokens():
+    teacher, student = vit("beit_nano", 1, "teacher").eval(), vit("beit_nano", 0, "native", pool="avg").eval()
+    init_from(student, teacher, "all")
+    student.norm, teacher.norm = torch.nn.Identity(), torch.nn.Identity()
+    assert torch.equal(student.forward_features(pictures()), teacher.forward_features(pictures()))
+
+
+@pytest.mark.parametrize(
+    "student, teacher, options, says",
+    [
+        ({}, dict(depth=3), {}, "depth is 3 and the student's 4"),
+        ({}, dict(heads=8), {}, "heads is 8 and the student's 4"),
+        ({}, dict(img_size=64), {}, "grid is 8 and the student's 4"),
+        (dict(registers=2), {}, {}, "0 registers and the student 2"),
+        ({}, {}, dict(method="coppy"), "did you mean copy"),
+        ({}, {}, dict(what="maps"), "did you mean map"),
+        ({}, {}, dict(loss="cross-entropy"), "did you mean cross_entropy"),
+        ({}, {}, dict(method="copy", what="output"), "distilled, not copied"),
+        ({}, {}, dict(what="q", loss="kl"), "leave out loss"),
+        ({}, {}, dict(blocks=5), "there are 4"),
+    ],
+)
+def test_a_transfer_that_makes_no_sense_is_one_clear_line(student, teacher, options, says):
+    models = (ViT(replace(TEACHERS["deit_nano"].config, **changes)) for changes in (student, teacher))
+    assert says in refused(AttentionTransfer, *models, **{"method": "distill"} | options)
+
+
+def test_parts_that_do_not_fit_are_one_clear_line():
+    beit, deit = vit("beit_nano", 1, "teacher"), vit("deit_nano", 1, "teacher")
+    assert "--student native" in refused(init_from, vit("beit_nano", 0, "standard"), beit, "attention")
+    assert "did you mean mlp" in refused(init_from, vit("deit_nano"), deit, "mpl")
+
+
+def test_measures_know_uniform_and_one_hot_maps():
+    config, N = ViTConfig(img_size=24, patch_size=8, dim=8, heads=2, registers=2), 12
+    uniform, first = torch.full((1, 2, N, N), 1 / N), torch.zeros(1, 2, N, N)
+    first[..., 0] = 1
+    found = transfer.measures(uniform, first.clone(), config)
+    places = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
+    assert torch.allclose(found["entropy"][0], torch.tensor(math.log(N)))
+    assert torch.allclose(found["distance"][0], torch.cdist(places, places).mean())
+    assert torch.allclose(found["registers"][0], torch.tensor(2 / N))
+    assert torch.allclose(found["sink"][0], torch.tensor(1 / N))
+    assert found["entropy"][1].abs().max() < 1e-6
+    assert torch.allclose(found["class token"][1], torch.ones(2)) and torch.allclose(found["sink"][1], torch.ones(2))
+    itself = transfer.measures(uniform, uniform.clone(), config)
+    assert itself["kl"].abs().max() < 1e-6 and itself["js"].abs().max() < 1e-6
+    assert found["kl"].min() > 1 and found["js"].min() > 0.1
+
+
+# ---- train.py --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nano(tmp_path, monkeypatch):
+    """A place to run in, with untrained stand-ins for the nano teachers and fewer held-out images than 10,000."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in "deit_nano", "dinov2_reg_nano":
+        stand_in(name, 1)
+    hold_out(monkeypatch, 200)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stand_ins(tmp_path_factory):
+    """Untrained stand-ins for the nano teachers, so that no test pretrains one which it did not ask for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "_hub_dir", None)
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("cache")))
+        for name in "deit_nano", "dinov2_reg_nano":
+            stand_in(name, 1)
+        yield
+
+
+def stand_in(name, seed):
+    """Puts a random model into the cache as the nano teacher of that name."""
+    cache_path(name).parent.mkdir(parents=True, exist_ok=True)
+    stamp = json.dumps([repr(TEACHERS[name].config), teachers.PRETRAINING])
+    save_file(vit(name, seed, "teacher").state_dict(), cache_path(name), metadata={"recipe": stamp})
+
+
+def hold_out(monkeypatch, most):
+    """Lets matching make no more images than that."""
+    monkeypatch.setattr("support.data.matching", lambda count, seed: matching.matching(min(count, most), seed))
+
+
+QUICK = "--epochs 2 --train-images 40 --batch-size 16 --amp off".split()
+BASELINE, TRANSFER, COPY = (
+    words.split() for words in ("--mode baseline", "--mode transfer", "--mode transfer --method copy")
+)
+
+
+def command(*words, processes=0) -> subprocess.CompletedProcess:
+    """Runs train.py as a user does, in a process of its own or in several."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
+    return python(*launcher, HERE / "train.py", *words)
+
+
+def run_of(mode, out="runs", seed=0, data="matching") -> Path:
+    """The folder of a run of deit_nano."""
+    return Path(out, f"deit_nano-{data}-{mode}-seed{seed}")
+
+
+def read_json(*path) -> dict:
+    return json.loads(Path(*path).read_text())
+
+
+def log_of(folder) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+
+
+def parted_folder(path, each=4) -> Path:
+    """Two classes of images of noise, parted into train and val."""
+    for part in "train", "val":
+        noise_folders(Path(path, part), each=each)
+    return Path(path)
+
+
+def cells_of(printed: str) -> list[list[str]]:
+    """The cells of the table that was printed."""
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def student_of(folder) -> dict:
+    return load_file(Path(folder) / "student.safetensors")
+
+
+def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano):
+    out = call(train, *QUICK)
+    assert out.splitlines()[-1] == "next: python eval.py accuracy runs/deit_nano-matching-distill-seed0"
+    header, _, row = cells_of(out)
+    assert header == ["family", "teacher", "its top-1", "baseline", "distill"] and row[:2] == ["DeiT", "deit_nano"]
+    val = data.load_data("matching", "", 32, teachers.HALF).val
+    model = StudentAlone(load_teacher("deit_nano"))
+    own = train.evaluate(model, data.Loader(val, 0, CPU), 100, Processes("cpu"))["top1"]
+    assert row[2] == f"{own:.1f}" and read_json(run_of("distill"), "result.json")["teacher_top1"] == own
+    for mode in "baseline", "distill":
+        files = {path.name for path in run_of(mode).iterdir()}
+        assert files == {"config.json", "log.jsonl", "student.safetensors", "result.json"}
+        lines = log_of(run_of(mode))
+        assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["step"] == 6
+        assert (lines[0]["transfer_loss"] > 0) == (mode == "distill")
+        result, config = (read_json(run_of(mode), f"{name}.json") for name in ("result", "config"))
+        assert result["n"] == 200 and 0 <= result["top1"] <= result["top5"] <= 100
+        assert config["settings"]["epochs"] == 2 and config["versions"]["torch"] == torch.__version__
+        assert config["versions"]["commit"] == runs.code_commit()
+
+
+def test_a_run_tells_the_commit_of_its_code(tmp_path, monkeypatch):
+    def git(words):
+        asked = subprocess.run(["git", *words.split()], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return asked.stdout.strip()
+
+    code = tmp_path / "support" / "runs.py"
+    code.parent.mkdir()
+    code.write_text("as committed")
+    monkeypatch.setattr("support.runs.__file__", str(code))
+    assert runs.code_commit() is None  # no repository
+    for words in (
+        "init -q",
+        "config user.name A",
+        "config user.email a@example.org",
+        "add .",
+        "commit -m 1",
+        "tag -a v1 -m 1",
+    ):
+        git(words)
+    commit = runs.code_commit()
+    assert len(commit) >= 7 and git("rev-parse HEAD").startswith(commit)
+    code.write_text("changed")
+    assert runs.code_commit() == f"{commit}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert runs.code_commit() is None  # no git
+
+
+def test_a_baseline_needs_no_weights_of_the_teacher(nano, monkeypatch):
+    monkeypatch.setattr("train.load_teacher", None)
+    call(train, "--teacher", "eva02_nano", *BASELINE, *QUICK, "--weight", 2)
+    assert student_of("runs/eva02_nano-matching-baseline-seed0")
+
+
+def test_a_finished_run_is_trained_again_only_where_fresh_and_other_settings_are_listed(nano):
+    call(train, *BASELINE, *QUICK)
+    path = run_of("baseline") / "student.safetensors"
+    before = path.stat().st_mtime_ns
+    assert "finished before" in call(train, *BASELINE, *QUICK)
+    said = refused(call, train, *BASELINE, *QUICK, "--lr", 0.1)
+    assert re.search("lr 0.006 there and 0.1 here.*--fresh", said) and path.stat().st_mtime_ns == before
+    assert "finished before" not in call(train, *BASELINE, *QUICK, "--fresh") and path.stat().st_mtime_ns > before
+
+
+def test_a_seed_repeats_a_run_exactly_and_two_seeds_differ(nano):
+    recipe = "--mixup 0.8 --cutmix 1 --drop-path 0.2 --ema 0.9 --smoothing 0.1 --layer-decay 0.8".split()
+    students = []
+    for out, seed in ("a", 0), ("b", 0), ("c", 1):
+        call(train, *TRANSFER, *QUICK, *recipe, "--seed", seed, "--out", out)
+        students.append(student_of(run_of("distill", out, seed)))
+    a, b, c = students
+    assert same(a, b) and not same(a, c)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method, amp, step", [("copy", "off", 2), ("copy", "fp16", 4), ("distill", "fp16", 5)])
+def test_a_run_that_is_killed_at_any_step_ends_with_the_student_it_would_have_had(method, amp, step, nano, monkeypatch):
+    words = [*TRANSFER, "--method", method, *QUICK, "--amp", amp]  # with fp16 the scaler's state goes on too
+    words += "--mixup 0.8 --drop-path 0.2 --ema 0.9 --checkpoint-every 1 --out".split()
+    call(train, *words, "whole")
+
+    def killed(at, *schedule):
+        if at == step:
+            raise Killed
+        return cosine_schedule(at, *schedule)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("train.cosine_schedule", killed)
+        call(train, *words, "broken")
+    whole, broken = run_of(method, "whole"), run_of(method, "broken")
+    assert (broken / "checkpoint.pt").exists() == (step > 2)
+    call(train, *words, "broken")
+    for name in "student.safetensors", "student_ema.safetensors":
+        assert same(load_file(whole / name), load_file(broken / name))
+    for one, other in zip(log_of(whole), log_of(broken), strict=True):
+        assert all(one[key] == other[key] for key in ("epoch", "loss", "top1"))
+
+
+def wait_for(path):
+    """Until a file is there, or a minute is over."""
+    until = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def test_kill_9_and_ctrl_c_lose_nothing(nano):
+    parted_folder("pictures", 8)
+    words = "--mode baseline --data pictures --workers 0 --train-images 16 --batch-size 4 --epochs 40".split()
+    words += "--checkpoint-every 1 --validate-every 40 --out".split()
+    call(train, *words, "whole")
+    for ending, code, file in (signal.SIGKILL, -9, "checkpoint.pt"), (signal.SIGINT, 130, "log.jsonl"):
+        folder = run_of("baseline", f"broken{code}", data="pictures")
+        process = start(HERE / "train.py", *words, f"broken{code}")
+        wait_for(folder / file)
+        process.send_signal(ending)
+        said = process.communicate()[1]
+        assert process.returncode == code and not (folder / "result.json").exists()
+        if ending is not signal.SIGKILL:
+            assert "go on with: python train.py --mode baseline" in said.splitlines()[-1] and "Traceback" not in said
+        call(train, *words, f"broken{code}")
+        assert same(student_of(run_of("baseline", "whole", data="pictures")), student_of(folder))
+
+
+def test_validation_and_checkpoints_come_every_so_many_epochs_and_at_the_end(nano, monkeypatch):
+    kept, save = [], runs.Checkpoint.save
+    monkeypatch.setattr(runs.Checkpoint, "save", lambda self, *at: kept.append(at[0]) or save(self, *at))
+    words = [*BASELINE, *QUICK, "--epochs", 7]
+    call(train, *words, "--out", "a", "--validate-every", 3, "--checkpoint-every", 2)
+    assert [line["epoch"] for line in log_of(run_of("baseline", "a")) if "val_top1" in line] == [3, 6, 7]
+    assert kept == [2, 4, 6, 7]
+    del kept[:]
+    call(train, *words, "--out", "b")  # A tenth of 7 epochs is less than one, and 10,000 images are not reached.
+    assert ["val_top1" in line for line in log_of(run_of("baseline", "b"))] == [True] * 7 and kept == [7]
+
+
+def test_the_usual_policies_suit_500_images_and_imagenet():
+    assert [settings.validate_every for settings in planned("--mode baseline --epochs 50")] == [5]
+    assert [settings.validate_every for settings in planned("--mode baseline --epochs 4")] == [1]
+    (settings,) = planned("--mode baseline")
+    for count, epochs in (500, 20), (9_469, 2), (1_281_167, 1):
+        images = data.Data(range(count), range(9), ["a", "b"])
+        run = train.Training(replace(settings, batch_size=count), images, vit("deit_nano"), None, Processes("cpu"))
+        assert run.checkpoint_every == epochs
+
+
+def test_ctrl_c_that_reaches_the_loaders_workers_too_loses_nothing(nano):
+    noise_folders("pictures", each=300)
+    words = "--mode baseline --data pictures --workers 1 --batch-size 2 --epochs 500 --checkpoint-every 1"
+    process = start(HERE / "train.py", *words.split(), start_new_session=True)
+    folder = run_of("baseline", data="pictures")
+    wait_for(folder / "log.jsonl")
+    time.sleep(1)  # into the next epoch, when its worker is at work
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and "Traceback" not in said and (folder / "checkpoint.pt").exists()
+    assert said.splitlines()[-1] == f"stopped; go on with: python train.py {words}"
+
+
+def test_an_image_that_cannot_be_read_in_the_middle_of_a_training_is_named_in_one_line(nano):
+    (parted_folder("data/imagenet", 2) / "train/a/broken.jpg").touch()
+    ended = command(*"--mode baseline --data imagenet --workers 1 --epochs 1 --batch-size 4".split())
+    last = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert last.startswith("error: cannot read") and "broken.jpg" in last
+
+
+@pytest.mark.parametrize("method", ["copy", "distill"])
+def test_two_processes_train_the_student_that_one_trains(method, nano):
+    parted_folder("pictures", 100)
+    words = "--mode transfer --data pictures --workers 0 --epochs 2 --train-images 45 --batch-size 16".split()
+    words += f"--device cpu --accumulate 2 --clip 0 --method {method} --out".split()
+    call(train, *words, "one")
+    together = command(*words, "two", processes=2)
+    assert together.returncode == 0, together.stderr
+    folders = [run_of(method, out, data="pictures") for out in ("one", "two")]
+    one, two = map(student_of, folders)
+    start = ViT(evaluation.load_student(folders[0]).config)
+    for key in one:
+        apart = (one[key] - two[key]).abs()
+        if key.endswith("qkv.bias"):
+            apart[64:128] = 0  # a bias on k changes no map: its gradient is rounding, which Adam makes steps of
+        assert apart.max() < 2e-4, key
+    assert max((one[key] - value).abs().max() for key, value in start.state_dict().items()) > 0.05
+    first, second = (read_json(folder, "result.json") for folder in folders)
+    assert first["n"] == second["n"] == 200 and abs(first["top1"] - second["top1"]) < 1.1  # two images of 200
+    assert together.stdout.count("next:") == 1
+
+
+TWO_MACHINES = """
+import sys, train
+from support import errors, processes
+processes.Processes.patience = 1
+sys.argv[0] = "train.py"
+errors.answer_mistakes(train.main)
+"""
+
+
+def test_processes_that_do_not_see_the_same_folder_all_end_with_one_line(nano):
+    place = dict(LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    words = ["-c", TWO_MACHINES, *BASELINE, "--device", "cpu", *QUICK]
+    started = []
+    for rank in "01":
+        Path(rank).mkdir()
+        started.append(start(*words, cwd=rank, env=environment(RANK=rank, **place)))
+    for process in started:
+        said = [line for line in process.communicate(timeout=100)[1].splitlines() if line.startswith("error")]
+        assert process.returncode == 2 and len(said) == 1 and "folder that all machines share" in said[0]
+
+
+def test_one_process_of_each_machine_acts_before_the_others(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    for rank, local, order in (0, 0, "act wait wait wait"), (3, 1, "wait wait act wait"), (2, 0, "wait act wait wait"):
+        for name, value in dict(RANK=rank, LOCAL_RANK=local, WORLD_SIZE=4).items():
+            monkeypatch.setenv(name, str(value))
+        done = []
+        monkeypatch.setattr("torch.distributed.barrier", lambda: done.append("wait"))
+        Processes("cpu").first(lambda: done.append("act"))
+        assert " ".join(done) == order
+
+
+@pytest.mark.parametrize("cores, here, workers", [(1, 1, 1), (6, 1, 6), (64, 1, 8), (16, 4, 4), (2, 4, 1)])
+def test_workers_are_the_cores_that_the_processes_of_a_machine_share(cores, here, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    assert processes.spare_cores() == workers
+
+
+def test_a_grid_runs_every_combination_and_skips_what_is_finished(nano):
+    call(train, "--teacher", "deit_nano", *BASELINE, *QUICK)
+    out = call(train, *"--teacher deit_nano dinov2_reg_nano --method copy distill --seed 0 1".split(), *QUICK)
+    assert out.count("finished before") == 1 and len(list(Path("runs").iterdir())) == 12
+    header, _, first, second = cells_of(out)
+    assert header[3:] == ["baseline", "copy", "distill"] and "±" in first[3] + first[4]
+    assert second[1] == "dinov2_reg_nano"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--mode transfer --method copy --what q",
+        "--mode transfer --what v",
+        "--mode transfer --what output --blocks 1-2",
+        "--mode transfer --loss js",
+        "--mode transfer --student registers",
+        "--mode finetune --student native",
+        "--mode baseline --init mlp --student layerscale",
+        "--mode transfer --student layerscale,registers",
+    ],
+)
+def test_every_method_what_loss_and_start_trains(words, nano):
+    assert "next:" in call(train, "--teacher", "dinov2_reg_nano", *QUICK, "--epochs", 1, *words.split())
+    assert len(list(Path("runs").iterdir())) == 1
+
+
+def test_an_untrained_teacher_is_said_in_the_name_and_in_the_table(nano):
+    out = call(train, "--weights", "random", *COPY, *QUICK)
+    assert "deit_nano(random)-matching-copy-seed0" in out and "| deit_nano (random) " in out
+    settings = runs.read_settings("runs/deit_nano(random)-matching-copy-seed0", train.Settings)
+    one, other = train.build_teacher(settings).state_dict(), train.build_teacher(settings).state_dict()
+    assert same(one, other)  # the student is evaluated with the teacher it was trained with
+    assert not same(one, teachers.load_teacher("deit_nano").state_dict())
+
+
+def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_methods(nano, monkeypatch):
+    entry = TEACHERS["eva02_s"]  # of which four blocks will do
+    monkeypatch.setitem(TEACHERS, "eva02_s", replace(entry, config=replace(entry.config, depth=4)))
+    for part, count in ("train", 4), ("val", 2):
+        noise_folders(Path("animals", part), ["cat", "dog"], count, size=(230, 250), suffix=".jpg")
+    path = publish("eva02_s", random_timm("eva02_small_patch14_224", depth=4), Path("."))
+    words = f"--teacher eva02_s --weights {path} --data animals --epochs 1 --batch-size 4 --workers 1"
+    out = call(train, *words.split(), *"--mode baseline transfer --method copy distill".split())
+    assert len(list(Path("runs").iterdir())) == 3 and "eva02_s-animals-distill-seed0" in out
+    student = evaluation.load_student("runs/eva02_s-animals-distill-seed0")
+    assert student.config.pool == "avg" and student.config.grid == TEACHERS["eva02_s"].config.grid
+    assert student.config.num_classes == 2
+    shape = dict(patch_size=14, depth=4, num_classes=2, global_pool="avg")
+    opened = timm.create_model("vit_small_patch16_224", **shape).eval()
+    opened.load_state_dict(student_of("runs/eva02_s-animals-distill-seed0"), strict=True)
+    images = torch.randn(2, 3, 224, 224)
+    assert relative(student(images), opened(images)) < 1e-5
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_trains_in_all_modes_near_to_float32(amp, nano):
+    losses = []
+    for precision in "off", amp:
+        words = ["--amp", precision, "--accumulate", 3, "--out", precision]
+        call(train, "--method", "copy", "distill", *QUICK, *words)
+        losses.append([read_json(path)["loss"] for path in sorted(Path(precision).rglob("result.json"))])
+    assert len(losses[1]) == 3 and losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_gradients_are_clipped_after_they_were_unscaled(nano, monkeypatch):
+    clip, norms = train.nn.utils.clip_grad_norm_, []
+    monkeypatch.setattr("train.nn.utils.clip_grad_norm_", lambda *given: norms.append(float(clip(*given))))
+    for amp in "off", "fp16":
+        call(train, *TRANSFER, *QUICK, "--amp", amp, "--out", amp)
+    assert norms[6:8] == pytest.approx(norms[:2], rel=0.05)  # not 65,536 times as large
+
+
+def test_a_step_that_the_scaler_skips_leaves_weights_and_average_and_the_schedule_goes_on(nano, monkeypatch):
+    states, scaler = [], torch.amp.GradScaler
+
+    class Noted(train.Training):
+        def __init__(self, *given):
+            super().__init__(*given)
+            monkeypatch.setattr(
+                "train.cosine_schedule", lambda *at: states.append(self.state()) or cosine_schedule(*at)
+            )
+
+        def state(self):
+            rates = {group["lr"] for group in self.optimiser.param_groups}
+            models = self.student, self.average.module
+            return [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models] + [rates]
+
+    monkeypatch.setattr("train.Training", Noted)
+    monkeypatch.setattr("torch.amp.GradScaler", lambda *a, **options: scaler(*a, **options, init_scale=2.0**40))
+    call(train, *TRANSFER, *QUICK, *"--epochs 14 --ema 0.9 --amp fp16 --validate-every 14".split())
+    same = [torch.equal(a[0], b[0]) for a, b in zip(states, states[1:])]  # of the weights
+    skipped = same.index(False)
+    assert 5 < skipped < 40 and not any(same[skipped:])
+    assert [torch.equal(a[1], b[1]) for a, b in zip(states, states[1:])] == same  # of the average
+    rates = [max(state[2]) for state in states[1:]]  # each is set after its step's state was taken
+    assert rates == pytest.approx([6e-3 * 16 / 256 * cosine_schedule(step, 42, 4.2) for step in range(41)])
+
+
+def test_accumulating_gradients_gives_the_student_of_the_whole_batch(nano):
+    for pieces in 1, 4:
+        call(train, *TRANSFER, *QUICK, "--accumulate", pieces, "--out", f"out{pieces}")
+    one, four = (student_of(run_of("distill", f"out{pieces}")) for pieces in (1, 4))
+    assert all(torch.allclose(one[key], four[key], atol=1e-3) for key in one)
+
+
+def spoil_the_training(monkeypatch, kind):
+    """From the fifth of six steps on, something of a run is not finite."""
+    clip, evaluate = train.nn.utils.clip_grad_norm_, train.evaluate
+    count = iter(range(99))  # of the batches, of the clipped gradients or of the validations
+
+    def spoiled_batch(*recipe):
+        return lambda images, labels: (images * math.nan if next(count) == 4 else images, labels)
+
+    def spoiled_gradients(parameters, largest):
+        clip(parameters := list(parameters), largest)
+        if next(count) == 5:  # of the last step: no loss is computed with what comes of it
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, math.nan if kind == "gradients" else 1e30)
+
+    def spoiled_validation(model, *given, **options):
+        if next(count):
+            model = StudentAlone(torch.nn.Sequential(model.student, torch.nn.Threshold(math.inf, math.nan)))
+        return evaluate(model, *given, **options)
+
+    if kind == "loss":
+        monkeypatch.setattr("support.data.mixing", spoiled_batch)
+    elif kind == "validation":
+        monkeypatch.setattr("train.evaluate", spoiled_validation)
+    else:
+        monkeypatch.setattr("train.nn.utils.clip_grad_norm_", spoiled_gradients)
+
+
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("loss", "the loss at step 4 is not finite"),
+        ("gradients", "the student's numbers after step 5 are not finite"),
+        ("huge gradients", "the optimiser's numbers after step 5 are not finite"),  # squared, they are infinite
+        ("validation", "held-out images after step 5 is not finite"),
+    ],
+)
+def test_what_is_not_finite_is_never_written_and_the_last_good_checkpoint_stays_and_resumes(
+    kind, says, nano, monkeypatch
+):
+    words, folder = [*TRANSFER, "--ema", 0.5, *QUICK, "--checkpoint-every", 1], run_of("distill")
+    call(train, *words, "--out", "whole")
+    with monkeypatch.context() as patched:
+        spoil_the_training(patched, kind)
+        assert re.search(f"{says}; .*lower --lr.*--amp off", refused(call, train, *words))
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.json", "log.jsonl"]
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epochs"] == 1
+    assert not re.search("NaN|Infinity", (folder / "log.jsonl").read_text())
+    call(train, *words)
+    assert same(student_of(folder), student_of(run_of("distill", "whole")))
+
+
+def test_json_files_hold_no_nan(tmp_path):
+    with pytest.raises(ValueError):
+        runs.write_json(tmp_path / "a", {"x": math.nan})
+    with pytest.raises(ValueError):
+        runs.append_log(tmp_path, {"epoch": 1, "x": math.inf})
+    assert list(tmp_path.iterdir()) == []
+
+
+def begun(folder) -> Path:
+    """Makes a run one that is not finished."""
+    (folder / "result.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("change", ["a class", "an image", "the steps", "the teacher"])
+def test_a_run_goes_on_with_nothing_but_what_it_began_with(change, nano):
+    parted_folder("pictures")
+    words = "--mode transfer --data pictures --epochs 1 --batch-size 4 --workers 0".split()
+    call(train, *words)
+    folder = begun(run_of("distill", data="pictures"))
+    if change == "a class":
+        for part in "train", "val":
+            Path("pictures", part, "b").rename(Path("pictures", part, "c"))
+    elif change == "an image":
+        shutil.copy("pictures/val/a/0.png", "pictures/val/a/9.png")
+    elif change == "the steps":  # as another number of processes may have them
+        runs.write_json(folder / "config.json", read_json(folder, "config.json") | {"steps": 3})
+    else:
+        stand_in("deit_nano", 2)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert re.search("began with other .* start over with --fresh", refused(call, train, *words))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "top-1" in call(train, *words, "--fresh")
+
+
+def test_a_run_goes_on_with_another_precision_number_of_workers_and_pieces_which_evaluation_then_has(nano):
+    call(train, *TRANSFER, *QUICK)
+    begun(run_of("distill"))
+    call(train, *TRANSFER, *QUICK, *"--amp bf16 --workers 1 --accumulate 2".split())
+    assert read_json(run_of("distill"), "config.json")["settings"]["amp"] == "bf16"
+
+
+def test_fresh_removes_what_killed_runs_left_and_nothing_of_a_command_that_cannot_be(nano):
+    left = run_of("baseline") / ".checkpoint.pt.x1y2"
+    left.mkdir(parents=True)
+    (left / "checkpoint.pt").write_bytes(b"half of it")
+    (kept := left.parent / ".config.json.swp").touch()  # an editor's
+    call(train, *BASELINE, *QUICK, "--fresh")
+    assert list(left.parent.glob(".*")) == [kept] and student_of(left.parent)
+    refused(call, train, *"--mode baseline transfer --weights nowhere.pth --fresh".split(), *QUICK)
+    assert student_of(left.parent)
+
+
+def test_gradients_that_never_fit_into_float16_end_the_run(nano):
+    words = "--amp fp16 --weight 1e30 --epochs 12".split()
+    assert "the gradients at step" in refused(call, train, *TRANSFER, *QUICK, *words)
+
+
+def test_several_teachers_of_one_kind_share_a_baseline():
+    names = [train.describe(settings)["name"] for settings in planned("--teacher-seed 0 1 --method copy")]
+    kinds = "deit_nano-matching-baseline", "deit_nano-matching-copy", "deit_nano(seed1)-matching-copy"
+    assert names == [f"{kind}-seed0" for kind in kinds]
+
+
+def test_what_a_run_does_not_use_is_in_no_setting_and_a_folder_has_one_name(tmp_path, monkeypatch):
+    noise_folders(tmp_path / "class0")
+    monkeypatch.chdir(tmp_path)
+    assert planned("--randaugment 9 --erasing 0.5")[0] == planned("")[0]
+    assert planned("--data ./class0/")[0] == planned("--data class0")[0]
+
+
+def test_a_grid_goes_on_after_a_run_that_fails_says_so_and_ends_with_status_2(nano, monkeypatch):
+    train_run = train.train_run
+
+    def failing(settings, *rest):
+        if settings.seed == 1:
+            raise (
+                UserError("the disk is full")
+                if settings.mode == "baseline"
+                else torch.OutOfMemoryError("CUDA out of memory.")
+            )
+        train_run(settings, *rest)
+
+    monkeypatch.setattr("train.train_run", failing)
+    out, err = mistake(train, "--seed", 0, 1, 2, *QUICK)
+    first, second, last = (line for line in err.splitlines() if line.startswith("error"))
+    assert "seed1: the disk is full" in first and "--accumulate" in second and "2 of 6 runs failed" in last
+    assert "±" in cells_of(out)[2][3] and "distill-seed2" in out.splitlines()[-1]
+
+
+def test_the_images_of_a_folder_are_checked_once_a_command(nano, monkeypatch):
+    noise_folders("pictures", each=4)
+    checked, check = [], data.check_images
+    monkeypatch.setattr("support.data.check_images", lambda folder: checked.append(folder) or check(folder))
+    call(train, *"--data pictures --epochs 2 --workers 0 --weights random".split())
+    assert checked == [Path("pictures")]
+
+
+def test_workers_start_once_a_run(nano, monkeypatch):
+    noise_folders("pictures", each=4)
+    started = Path("started").absolute()
+    monkeypatch.setattr(data, "leave_ctrl_c", lambda worker: open(started, "a").write("."))
+    call(train, *"--mode baseline --data pictures --epochs 3 --batch-size 2 --workers 1 --ema 0.5".split())
+    assert started.read_text() == ".."  # one that reads training images, one for validation
+
+
+def test_training_needs_nothing_that_only_unix_has(nano, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for name in "resource", "fcntl", "pwd":
+        monkeypatch.setitem(sys.modules, name, None)
+    call(train, *TRANSFER, *QUICK)
+
+
+def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
+    student = vit("beitv2_nano")
+    recipe = dict(lr=2.0, batch_size=128, weight_decay=0.1)  # for a largest learning rate of 1
+    groups = train.parameter_groups(student, train.Settings(mode="finetune", layer_decay=0.5, **recipe))
+    of = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(of) == len(list(student.parameters()))
+    for name, parameter in student.named_parameters():
+        matrix = name.endswith("weight") and "norm" not in name
+        assert of[id(parameter)]["weight_decay"] == (0.1 if matrix else 0), name
+    for early in student.cls_token, student.rel_pos_bias.relative_position_bias_table:
+        assert of[id(early)]["peak"] == 0.5**5
+    assert [of[id(block.attn.qkv.weight)]["peak"] for block in student.blocks] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert of[id(student.head.weight)]["peak"] == 1
+
+
+def test_in_transfer_the_last_block_has_the_whole_learning_rate_and_the_embeddings_one_factor_a_block():
+    student = vit("deit_nano")  # 4 blocks
+    groups = train.parameter_groups(student, train.Settings(lr=2.0, batch_size=128, layer_decay=0.75))
+    of = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
+    assert of[id(student.head.weight)] == of[id(student.norm.weight)] == 1
+    assert [of[id(block.mlp.fc1.bias)] for block in student.blocks] == [0.75**3, 0.75**2, 0.75, 1]
+    assert of[id(student.cls_token)] == of[id(student.patch_embed.proj.weight)] == 0.75**4
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine_to_its_floor():
+    rates = [cosine_schedule(step, 11, 3, 0.2) for step in range(11)]
+    assert rates[:3] == [0.25, 0.5, 0.75] and rates[3] == 1  # a quarter more each step
+    assert math.isclose(rates[7], 0.2 + 0.8 / 2)  # the middle of the fall
+    assert math.isclose(rates[9], 0.2 + 0.8 * (1 + math.cos(math.pi * 6 / 8)) / 2)
+    assert math.isclose(cosine_schedule(11, 11, 3, 0.2), 0.2)
+    assert math.isclose(cosine_schedule(9, 11, 3), (1 - 0.5**0.5) / 2)  # without a floor
+
+
+def planned(words) -> list:
+    return train.plan_runs(train.parse_arguments(words.split()))
+
+
+PUBLISHED = dict(batch_size=2048, mixup=0.8, cutmix=1, erasing=0.25, randaugment=9, smoothing=0.1, clip=0, ema=0.9999)
+AS_DISTILL = dict(epochs=200, lr=1e-4, lr_floor=0.00125, beta2=0.95, weight_decay=0.3, warmup=20, drop_path=0.2)
+AS_COPY = dict(epochs=100, lr=1e-3, lr_floor=0.25, beta2=0.999, weight_decay=0.05, warmup=5, layer_decay=0.75)
+AS_MAE = dict(batch_size=1024, weight_decay=0.05, warmup=5, beta2=0.999, ema=0, randaugment=9, mixup=0.8, erasing=0.25)
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ("--teacher mae_l --mode transfer", PUBLISHED | AS_DISTILL | dict(blocks="18", layer_decay=1)),
+        ("--teacher mae_l --mode transfer --method copy", PUBLISHED | AS_COPY | dict(blocks=None, drop_path=0)),
+        ("--teacher deit_s --mode baseline", PUBLISHED | AS_DISTILL | dict(blocks=None, method=None)),
+        ("--teacher mae_l --mode finetune", AS_MAE | dict(epochs=50, lr=1e-3, layer_decay=0.75, drop_path=0.2)),
+        ("--teacher mae_b --mode finetune", AS_MAE | dict(epochs=100, lr=5e-4, layer_decay=0.65, drop_path=0.1)),
+        ("--teacher deit_ti --mode finetune --lr 1e-3", AS_MAE | dict(epochs=100, lr=1e-3, layer_decay=0.65)),
+        ("--teacher deit_s --mode transfer --epochs 30", PUBLISHED | AS_DISTILL | dict(epochs=30, blocks="9")),
+    ],
+)
+def test_the_published_recipe_is_that_of_what_is_run_and_a_flag_overrides_it(words, wanted):
+    (settings,) = planned("--recipe paper --data cifar10 " + words)
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+    (at_the_desk,) = planned("--data cifar10 " + words)
+    assert at_the_desk.mixup == at_the_desk.ema == at_the_desk.lr_floor == 0 and at_the_desk.batch_size == 128
+    assert (
+        train.describe(settings)["name"] == train.describe(at_the_desk)["name"]
+    )  # what a recipe or the method resolves is no variant
+
+
+def test_fine_tuning_ends_at_maes_smallest_learning_rate():
+    for teacher in "mae_b", "mae_l":
+        (settings,) = planned(f"--recipe paper --mode finetune --teacher {teacher} --data cifar10")
+        assert math.isclose(settings.lr * settings.batch_size / 256 * settings.lr_floor, 1e-6)
+
+
+def test_blocks_that_were_asked_for_are_named_and_the_usual_ones_are_not():
+    words = "--teacher deit_s --data cifar10 --mode transfer"
+    (asked,), (usual,) = planned(words + " --blocks 6"), planned(words + " --blocks 9")
+    columns = [train.describe(settings)["column"] for settings in (asked, usual)]
+    assert columns == ["distill blocks=6", "distill"] and [usual] == planned(words)
+    assert planned("--mode transfer")[0].blocks is None  # of a nano teacher all
+
+
+def test_the_desks_warm_up_is_a_tenth_of_the_epochs():
+    assert [run.warmup for run in planned("--epochs 30")] == [3, 3] and planned("--warmup 4")[0].warmup == 4
+
+
+def test_published_recipes_are_compared_with_each_other_and_not_with_others():
+    plan = planned("--recipe paper --teacher deit_s --data cifar10 --method copy distill")
+    same = planned("--recipe paper --teacher deit_s --data cifar10 --method copy distill --epochs 100")
+    other = planned("--recipe paper --teacher deit_s --data cifar10 --mode baseline --epochs 90")
+    for runs_of_a_table, number in (plan, 1), (same, 1), (plan + other, 2):
+        results = [result_of(settings) for settings in runs_of_a_table]
+        assert len(tables.compare(results)) == number
+
+
+def result_of(settings, top1=50.0) -> tables.Result:
+    """A run that was not run, as a table would see it."""
+    told = train.describe(settings)
+    conditions = tuple(map(tuple, told["conditions"]))
+    place = tuple(told["place"]), told["family"], settings.teacher, told["teacher"]
+    return tables.Result(*place, conditions, told["column"], settings.seed, top1, None)
+
+
+@pytest.mark.parametrize("role", ["data", "recipe"])
+def test_a_new_setting_keeps_runs_apart_in_tables_without_a_word_more(role):
+    field = arguments.flag(role, 0.0, "What is new.")
+    More = make_dataclass("More", [("new", float, field)], bases=(train.Settings,), frozen=True)
+    one, same, other = (
+        train.complete(More(mode="baseline", seed=seed, new=new)) for seed, new in ((0, 0), (1, 0), (2, 1))
+    )
+    assert len(tables.compare([result_of(one), result_of(same)])) == 1
+    parted = tables.compare([result_of(one), result_of(same), result_of(other)])
+    assert [dict(shared)["new"] for shared in parted] == [0.0, 1.0]
+    assert [row["baseline"] for rows in parted.values() for row in rows.values()] == [[50.0, 50.0], [50.0]]
+
+
+def test_a_new_variant_is_in_the_name_and_a_setting_of_the_machine_in_neither_name_nor_table():
+    for role, column in ("variant", "distill new=1"), ("machine", "distill"):
+        field = arguments.flag(role, 0, "What is new.")
+        More = make_dataclass("More", [("new", int, field)], bases=(train.Settings,), frozen=True)
+        told = train.describe(train.complete(More(mode="transfer", new=1)))
+        assert told["column"] == column and ("new=1" in told["name"]) == (role == "variant")
+        assert "new" not in [name for name, _, _ in told["conditions"]]
+        assert ("new" in told["incidental"]) == (role == "machine")
+
+
+def test_a_setting_without_a_role_is_no_setting():
+    with pytest.raises(AssertionError, match="none of run, data, variant, recipe, machine"):
+        arguments.flag("compared", 0.0, "What is new.")
+
+
+def test_a_recipe_decides_on_all_settings_of_that_role_and_on_no_others():
+    decided = {name for recipe in train.RECIPES.values() for name in recipe}
+    assert decided == set(arguments.names_of(train.Settings, "recipe"))
+
+
+def test_every_32_images_are_mixed_by_a_draw_of_their_own():
+    torch.manual_seed(0)
+    images, labels = torch.arange(80.0).view(80, 1, 1, 1).expand(80, 3, 8, 8), torch.arange(80)
+    mixed, targets = data.mixing(0.8, 0.0, 80)(images, labels)
+    shares = targets.gather(1, labels[:, None]).squeeze(1)  # how much of each image is left
+    assert mixed.shape == images.shape and torch.allclose(targets.sum(1), torch.ones(80))
+    assert [len(set(part.tolist())) for part in shares.split(32)] == [1, 1, 1] and len(set(shares.tolist())) == 3
+    for start, stop in (0, 32), (32, 64), (64, 80):  # mixed with none of another part
+        assert targets[start:stop, :start].sum() == targets[start:stop, stop:].sum() == 0
+
+
+@pytest.mark.parametrize("name", ["deit_ti", "mae_b"])
+def test_students_at_real_size_start_as_in_the_papers_code(name):
+    torch.manual_seed(0)
+    student = ViT(replace(student_config(name, num_classes=1000), depth=1))
+    for module in student.modules():
+        if isinstance(module, torch.nn.Linear):
+            assert abs(module.weight.std() / 0.02 - 1) < 0.02 and module.bias.abs().max() == 0
+    convolution = student.patch_embed.proj  # torch's own: uniform between these bounds
+    bound = (3 * 16 * 16) ** -0.5
+    for values in convolution.weight, convolution.bias:
+        assert 0.9 * bound < values.abs().max() <= bound
+
+
+def test_nano_students_start_with_deviations_that_follow_from_the_fan_in():
+    student = ViT(student_config("deit_nano", num_classes=8))
+    assert abs(student.blocks[0].mlp.fc2.weight.std() / (0.7 / 256**0.5) - 1) < 0.05
+    assert abs(student.patch_embed.proj.weight.std() / (0.7 / 192**0.5) - 1) < 0.05
+
+
+def test_the_head_of_a_fine_tuned_student_says_next_to_nothing_at_first():
+    head = train.build_student(planned("--mode finetune")[0], 8, vit("deit_nano", 1, "teacher")).head
+    assert 1e-5 < head.weight.std() < 3e-5 and head.bias.abs().max() == 0
+
+
+def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nano):
+    printed = call(train, "--ema", 0.5, *QUICK)
+    baseline, distilled = (read_json(run_of(mode), "result.json")["ema_top1"] for mode in ("baseline", "distill"))
+    for top1 in baseline, distilled:
+        assert f"top-1 of the moving average {top1:.1f}" in printed
+    assert cells_of(printed)[-1][3:] == [f"{baseline:.1f}", f"{distilled - baseline:+.1f}"] or "**" in printed
+    assert "ema 0.5" in printed and "it is the average's accuracy" in printed.replace("\n", " ")
+    assert printed.splitlines()[-1].endswith(f"eval.py accuracy {run_of('distill')} --ema")
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--teacher", "eva2_s"], "did you mean eva02_s"),
+        (["--mode", "transfr"], "choose from"),
+        (["--method", "coppy"], "choose from"),
+        (["--data", "matchin"], "did you mean matching"),
+        (["--student", "layerscal", "--teacher", "dinov2_nano"], "did you mean layerscale"),
+        (["--student", "layerscale"], "deit_nano has no layerscale"),
+        (["--epochs", "0"], "0 is not from 1"),
+        (["--validate-every", "0"], "0 is not from 1"),
+        (["--checkpoint-every", "0"], "0 is not from 1"),
+        (["--checkpoint-every", "1.5"], "invalid number value"),
+        (["--lr", "fast"], "invalid number value"),
+        (["--lr", "nan"], "nan is not from 0"),
+        (["--drop-path", "1.5"], "1.5 is not from 0 to 0.999999"),
+        (["--blocks", "9"], "there are 4"),
+        (["--blocks", "x"], "no count"),
+        (["--img-size", "33"], "not a multiple of 8"),
+        (["--device", "cuda:9"], "device 'cuda:9' is not there"),
+        (["--device", "abacus"], "device 'abacus' is not there"),
+        (["--lr", "inf"], "inf is not from 0"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--weights", "junk.pth"], "junk.pth"),
+        (["--out", "junk.pth"], "choose another --out"),
+        (["--init", "mpl"], "did you mean mlp"),
+        (["--data", "empty"], "has no class folders"),
+        (["--train-images", "-3"], "-3 is not from 1"),
+        (["--data", "a/same", "b/same"], "share a folder"),
+        (["--epoch", "3"], "unrecognized arguments"),
+        (["--method", "copy", "--what", "output"], "distilled, not copied"),
+        (["--train-images", "1000000000", "--mode", "baseline"], "1 to 100,000"),
+        (["--teacher", "deit_s", "--teacher-seed", "1", "--mode", "transfer"], "--teacher-seed is for nano teachers"),
+        (["--recipe", "paper", "--epochs", "20"], "a warm-up of 20 epochs leaves none of 20"),
+        (["--recipe", "copy"], "choose from 'desk', 'paper'"),
+        (["--what", "q", "--loss", "kl"], "leave out loss"),
+        (["--device", "meta"], "device 'meta' is not there"),
+        (["--seed", str(2**64)], "from 0 to 4294967295"),
+        (["--blocks", "99999999999"], "no count"),
+        (["--teacher", "deit_nano", "dino_nano", "--weights", "junk.pth"], "give one --teacher"),
+        (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_do(words, says, nano):
+    Path("junk.pth").write_bytes(b"\0junk")
+    for folder in "empty", "a/same/x", "b/same/x":
+        Path(folder).mkdir(parents=True)
+    out, err = mistake(train, *QUICK, *words)
+    assert says in err and err.count("\n") == 1 and not out
+
+
+def test_a_mistake_leaves_no_traceback_on_the_command_line(nano):
+    ended = command("--method", "coppy")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and ended.stdout == ""
+
+
+def test_help_is_there_in_three_seconds(nano):
+    start = time.perf_counter()
+    assert "--teacher" in command("--help").stdout and time.perf_counter() - start < 8  # 3 s on an idle machine
 
 
 # ---- teachers.py -----------------------------------------------------------------------------------------------------
@@ -864,6 +1600,15 @@ def openclip(tensors: dict) -> dict:
     }
 
 
+def random_timm(name: str, **options) -> torch.nn.Module:
+    """timm's model with all parameters random. Its own draws of them, which take longer than all else, are left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        for draw in "uniform_", "normal_", "erfinv_":
+            patch.setattr(torch.Tensor, draw, lambda tensor, *given, **options: tensor)
+        model = timm.create_model(name, **options)
+    return scramble(model).eval()
+
+
 def maps_and_tokens(theirs: torch.nn.Module, images: torch.Tensor):
     """timm's attention maps, taken where they pass through its dropout, and its tokens."""
     maps = []
@@ -900,7 +1645,7 @@ def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path, mo
         config = replace(config, depth=3)
         arguments = {**arguments, "depth": 3}
         monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], config=config))
-    theirs = scramble(timm.create_model(timm_name, img_size=config.img_size, **arguments)).eval()
+    theirs = random_timm(timm_name, img_size=config.img_size, **arguments)
     if TEACHERS[name].family == "clip":
         theirs = theirs.half().float()  # the published tensors are float16
     path = publish(name, theirs, tmp_path)
@@ -1339,64 +2084,6 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line_before_the_work(name
     assert re.search("cannot write .*TORCH_HOME", line) and str(cache_path(name)) in line and server.requests == []
 
 
-# ---- teachers.py: writing files --------------------------------------------------------------------------------------
-
-
-def test_replacing_writes_all_or_nothing(tmp_path, cache):
-    path = tmp_path / "new" / "file"
-    with replacing(path) as part:
-        part.write_text("old")
-        assert not path.exists()
-    for error in KeyboardInterrupt, ZeroDivisionError, RuntimeError, UserError:
-        with pytest.raises(error), replacing(path) as part:
-            part.write_text("half")
-            raise error("no trouble with writing")
-    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
-
-
-def test_two_that_write_the_same_file_have_a_temporary_one_each_and_the_umask_gives_its_mode(tmp_path):
-    before = os.umask(0o027)
-    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
-        save_file({"a": torch.ones(2)}, one)
-        save_file({"a": torch.zeros(2)}, other)
-        assert one != other and load_file(one)["a"].sum() == 2
-    os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640 and len(list(tmp_path.iterdir())) == 1
-
-
-FULL_DISK = """
-import resource, signal, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from support.errors import UserError
-from support.runs import Checkpoint
-from support.weights import replacing
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-big = torch.nn.Linear(100, 1000)
-def file(save):
-    with replacing(Path("file")) as part:
-        save(part)
-for write in (
-    lambda: Checkpoint(Path("."), {"part": big}).save_if_due(1, 0.0),
-    lambda: file(lambda part: save_file(big.state_dict(), part)),
-    lambda: file(lambda part: part.write_text("a" * 100_000)),
-):
-    try:
-        write()
-    except UserError as error:
-        print(error)
-"""
-
-
-def test_a_disk_that_fills_up_while_writing_is_told_in_one_line_by_every_way_of_saving(tmp_path, cache):
-    ended = python("-c", FULL_DISK, cwd=tmp_path)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    said = [line.split(":")[0] for line in ended.stdout.splitlines()]
-    assert said == ["cannot write checkpoint.pt", "cannot write file", "cannot write file"]
-    assert list(tmp_path.iterdir()) == []
-
-
 # ---- teachers.py: the table, and what loading costs ------------------------------------------------------------------
 
 
@@ -1429,1157 +2116,6 @@ def test_a_cached_vit_s_loads_within_a_second_and_in_less_than_two_and_a_half_ti
     seconds, memory, total = map(float, python("-c", COST, check=True).stdout.split())
     assert total == pytest.approx(float(sum(value.sum() for value in tensors.values())), rel=1e-4)
     assert seconds < 1 and 0.9 < memory / sum(4 * value.numel() for value in tensors.values()) < 2.5
-
-
-# ---- transfer.py -----------------------------------------------------------------------------------------------------
-
-
-def random_routing(B=2, H=3, N=21, d=8, bias=False, seed=0, dtype=torch.float64) -> Routing:
-    generator = torch.Generator().manual_seed(seed)
-    q, k = (torch.randn(B, N, H, d, generator=generator, dtype=dtype).transpose(1, 2) * 1.5 for _ in range(2))
-    return Routing(q, k, torch.randn(H, N, N, generator=generator, dtype=dtype) if bias else None)
-
-
-def value_and_gradients(loss, *inputs):
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    value = loss(*inputs)
-    value.backward()
-    return [value.detach()] + [x.grad for x in inputs]
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("N", [1, 2, 21, 300])
-def test_the_loss_without_maps_is_the_loss_with_maps_in_value_and_gradient(N, bias):
-    teacher, student = random_routing(N=N, bias=bias), random_routing(N=N, seed=1)
-    fused = transfer.fused_cross_entropy
-    ours = value_and_gradients(lambda q, k: 3 * fused(teacher, Routing(q, k)), student.q, student.k)
-    plain = value_and_gradients(lambda q, k: 3 * distillation_loss(teacher, Routing(q, k)), student.q, student.k)
-    for mine, truth in zip(ours, plain):
-        assert (mine - truth).abs().max() < 1e-8 and (N == 1 or truth.abs().max() > 1e-4)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("N", [1, 2, 21, 300])
-def test_copying_is_the_teachers_map_times_the_students_value_in_value_and_gradient(N, bias):
-    routing = random_routing(N=N, bias=bias)
-    v, weight = random_routing(N=N, seed=1)[:2]
-    ours = value_and_gradients(lambda v: (attend(routing, v) * weight).sum(), v)
-    plain = value_and_gradients(lambda v: (copied(routing, v) * weight).sum(), v)
-    for mine, truth in zip(ours, plain):
-        assert (mine - truth).abs().max() < 1e-8 and truth.abs().max() > 1e-4
-
-
-def test_whether_maps_are_built_is_decided_by_tokens_device_and_loss():
-    few, many, biased = random_routing(N=399), random_routing(N=400), random_routing(N=400, bias=True)
-    ce, js = LOSSES["cross_entropy"], LOSSES["js"]
-    assert not transfer.use_fused(few, ce, None) and transfer.use_fused(many, ce, None)
-    assert transfer.use_fused(few, ce, True) and not transfer.use_fused(many, ce, False)
-    assert not transfer.use_fused(biased, ce, True) and not transfer.use_fused(many, js, True)
-
-
-class Watched(TorchDispatchMode):
-    """Notes the shapes of all tensors that are made inside, and counts the bytes of those that are alive.
-
-    `peak` is the most of these bytes. What kernels use is not seen, nor are the tensors that are `known`.
-    """
-
-    def __init__(self, known=()):
-        super().__init__()
-        self.live, self.peak, self.shapes = 0, 0, set()
-        self.seen = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.shapes.add(tuple(tensor.shape))
-                if (storage := tensor.untyped_storage()) not in self.seen:
-                    self.seen.add(storage)
-                    self.live += storage.nbytes()
-                    weakref.finalize(storage, self.free, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return result
-
-    def free(self, count):
-        self.live -= count
-
-
-@pytest.mark.parametrize(
-    "method, flash, whole", [("copy", None, False), ("distill", True, False), ("distill", False, True)]
-)
-def test_copying_and_the_fused_loss_make_no_tensor_of_n_by_n_and_the_plain_loss_does(method, flash, whole):
-    student, teacher = vit("deit_nano", 0), vit("deit_nano", 1, "teacher")
-    module = AttentionTransfer(student, teacher, method, flash=flash).train()
-    with Watched() as watched:
-        logits, loss = module(pictures(3))
-        (logits.square().sum() + loss).backward()
-    assert any(shape[-2:] == (17, 17) for shape in watched.shapes) == whole
-
-
-def test_peak_memory_counts_what_lives_at_the_same_time():
-    x = torch.zeros(1000)
-    with Watched([x]) as memory:
-        y = x.view(10, 100)  # nothing new
-        y = (y + 1) + 1  # two alive at once
-        del y
-        x + 1
-    assert 2 * 4e3 <= memory.peak < 2.1 * 4e3
-
-
-@pytest.mark.parametrize(
-    "method, flash, least, most", [("copy", None, 3.5, 4.1), ("distill", True, 3.5, 4.1), ("distill", False, 10, 17)]
-)
-def test_memory_grows_with_the_tokens_or_for_the_plain_loss_with_their_square(method, flash, least, most):
-    peaks = []
-    for size in 128, 256:  # 257 and 1,025 tokens
-        student, teacher = vit("deit_nano", img_size=size), vit("deit_nano", 1, "teacher", img_size=size)
-        module, images = AttentionTransfer(student, teacher, method, flash=flash).train(), pictures(1, size)
-        with Watched([images, *student.parameters(), *teacher.parameters()]) as memory:
-            logits, loss = module(images)
-            (logits.square().sum() + loss).backward()
-        peaks.append(memory.peak)
-        del logits, loss
-    assert least < peaks[1] / peaks[0] < most
-
-
-def plain_transfer(student: ViT, teacher: ViT, images: torch.Tensor, method: str, blocks: list[int]):
-    """Both definitions, written out over whole maps: logits and transfer loss."""
-    R, first = teacher.config.registers - student.config.registers, int(teacher.config.class_token)
-    maps = {}
-    for number, routing in enumerate(teacher.route(images, 4)):
-        m = attention_map(routing)
-        keep = [i for i in range(m.shape[-1]) if not first <= i < first + R]
-        m = m[..., keep, :][..., keep]
-        maps[number] = m / m.sum(-1, keepdim=True)
-    x, loss = student.embed(images), torch.zeros(())
-    for number, block in enumerate(student.blocks):
-        y = block.norm1(x)
-        own = attention_map(block.route(x, student.rope, student.shared_bias()))
-        if number in blocks and method == "distill":
-            loss = loss - (maps[number] * own.log()).sum(-1).mean()
-        m = maps[number] if number in blocks and method == "copy" else own
-        read = (m @ block.attn.values(y)).transpose(1, 2).flatten(2)
-        x = x + block.ls1(block.attn.proj(block.attn.norm(read)))
-        x = x + block.ls2(block.mlp(block.norm2(x)))
-    return student.forward_head(student.norm(x)), loss
-
-
-@pytest.mark.parametrize("flash", [True, False])
-@pytest.mark.parametrize("blocks", [None, [1, 2]])
-@pytest.mark.parametrize("method", ["copy", "distill"])
-@pytest.mark.parametrize("components", ["standard", "native"])
-@pytest.mark.parametrize(
-    "name", ["deit_nano", "beit_nano", "dinov2_reg_nano", "dinov3_nano", "siglip_nano", "eva02_nano"]
-)
-def test_transfer_gives_the_logits_losses_and_gradients_of_its_definition(name, components, method, blocks, flash):
-    student, teacher = vit(name, 0, components).train(), vit(name, 1, "teacher")
-    twin = copy.deepcopy(student)
-    logits, loss = AttentionTransfer(student, teacher, method, blocks, flash=flash)(pictures())
-    (logits.square().sum() + 3 * loss).backward()
-    wanted, wanted_loss = plain_transfer(twin, teacher, pictures(), method, choose_blocks(blocks, 4))
-    (wanted.square().sum() + 3 * wanted_loss).backward()
-    assert relative(logits, wanted) < 1e-4 and torch.isclose(loss, wanted_loss, rtol=1e-4)
-    for (key, ours), truth in zip(student.named_parameters(), twin.parameters(), strict=True):
-        if truth.grad is not None and truth.grad.norm() > 1e-6:
-            assert relative(ours.grad, truth.grad) < 1e-4, key
-
-
-def test_copying_leaves_the_students_q_and_k_without_gradient_and_distillation_does_not():
-    for method, reached in ("copy", False), ("distill", True):
-        student = vit("deit_nano").train()
-        logits, loss = AttentionTransfer(student, vit("deit_nano", 1, "teacher"), method)(pictures())
-        (logits.sum() + loss).backward()
-        assert (student.blocks[0].attn.qkv.weight.grad[:128].abs().max() > 0) == reached
-        assert student.blocks[0].attn.qkv.weight.grad[128:].abs().max() > 0
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("bias", [False, True])
-def test_no_student_is_closer_to_the_teacher_than_the_teacher_itself(loss, bias):
-    teacher, other = random_routing(bias=bias), random_routing(bias=bias, seed=1)
-    at_teacher = distillation_loss(teacher, teacher, LOSSES[loss])
-    assert distillation_loss(teacher, other, LOSSES[loss]) > at_teacher + 1e-3
-    if loss != "cross_entropy":
-        assert at_teacher.abs() < 1e-12
-    q, k = teacher.q.clone().requires_grad_(), teacher.k.clone().requires_grad_()
-    distillation_loss(teacher, Routing(q, k, teacher.bias), LOSSES[loss]).backward()
-    assert q.grad.abs().max() < 1e-7
-
-
-def test_jensen_shannon_is_symmetric_and_at_most_log_2():
-    one, other = random_routing(), random_routing(seed=1)
-    there, back = distillation_loss(one, other, LOSSES["js"]), distillation_loss(other, one, LOSSES["js"])
-    assert torch.isclose(there, back) and 0 < there < math.log(2)
-
-
-def test_the_teacher_is_frozen_and_stays_in_eval_mode():
-    teacher = vit("deit_nano", 1, "teacher").train()
-    module = AttentionTransfer(vit("deit_nano"), teacher, "distill").train()
-    assert not teacher.training and not any(parameter.requires_grad for parameter in teacher.parameters())
-    assert {id(p) for p in module.parameters() if p.requires_grad} == {id(p) for p in module.student.parameters()}
-    assert next(module.double().teacher.parameters()).dtype == torch.float64
-
-
-def test_distillation_in_eval_mode_needs_no_teacher_and_copy_does():
-    student = vit("deit_nano")
-    logits, loss = AttentionTransfer(student, None, "distill").eval()(pictures())
-    assert torch.equal(logits, student(pictures())) and loss == 0
-    assert "needs the teacher" in refused(AttentionTransfer, student, None, "copy")
-
-
-@pytest.mark.parametrize("what", ["map", "v", "output"])
-def test_the_teacher_runs_no_further_than_what_is_used(what):
-    teacher, ran = vit("deit_nano", 1, "teacher"), []
-    for name, module in teacher.named_modules():
-        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
-    AttentionTransfer(vit("deit_nano").train(), teacher, "distill", blocks=2, what=what)(pictures())
-    assert "blocks.0.mlp" in ran and "blocks.1.norm1" in ran
-    assert not any(name.startswith("blocks.2") for name in ran) and "norm" not in ran
-    if what == "map":  # of the last block the routing alone
-        assert not {"blocks.1.mlp", "blocks.1.attn.proj"} & set(ran)
-
-
-def test_teacher_and_student_drop_the_same_branches_of_an_image():
-    student, teacher = vit("deit_nano", 1, "teacher", drop_path=0.9).train(), vit("deit_nano", 1, "teacher")
-    for seed in range(3):  # the same weights and the same branches: the same maps
-        torch.manual_seed(seed)
-        loss = AttentionTransfer(student, teacher, "distill", loss="kl")(pictures(8))[1]
-        assert loss < 1e-5
-    torch.manual_seed(0)
-    without, dropped = (teacher.route(pictures(8), 4, drops) for drops in (None, student.draw_drops(pictures(8))))
-    apart = [distillation_loss(*pair, LOSSES["kl"]) for pair in zip(without, dropped)]
-    assert sum(apart) > 1e-2  # and without them, other maps
-
-
-def test_registers_that_only_the_teacher_has_leave_their_share_to_the_rest_of_the_row():
-    teacher = vit("dinov3_nano", 1, "teacher")
-    standard, native = (vit("dinov3_nano", 0, components).config for components in ("standard", "native"))
-    routing = teacher.route(pictures(), 1)[0]
-    aligned, keep = attention_map(align(routing, teacher.config, standard)), [0, *range(5, 21)]
-    kept = attention_map(routing)[..., keep, :][..., keep]
-    assert aligned.shape[-1] == 17 and torch.allclose(aligned, kept / kept.sum(-1, keepdim=True), atol=1e-5)
-    assert torch.equal(align(routing, teacher.config, native).q, routing.q)
-
-
-@pytest.mark.parametrize("name", ["deit_nano", "dinov2_reg_nano"])
-def test_copying_v_reads_the_teachers_v_with_the_students_own_map(name):
-    student, teacher, theirs = vit(name, 0, "standard"), vit(name, 1, "teacher"), []
-    teacher.forward_features(pictures(), seen=theirs)
-    v, R, seen = theirs[1].v, teacher.config.registers, []
-    v = torch.cat((v[:, :, :1], v[:, :, 1 + R :]), dim=2)
-    module = AttentionTransfer(student, teacher, "copy", blocks=[1], what="v")
-    logits, _ = module(pictures())
-    student(pictures(), reroutes=module.reroutes(module.teacher_targets(pictures())), seen=seen)
-    own = student.route(pictures(), 2)[1]
-    read = (attention_map(own) @ v).transpose(1, 2).flatten(2)
-    assert torch.allclose(seen[1].output, student.blocks[1].attn.proj(read), atol=1e-5)
-    logits.sum().backward()  # q and k learn; v of that block does not
-    q, k, ours = student.blocks[1].attn.qkv.weight.grad.chunk(3)
-    assert q.abs().max() > 0 and k.abs().max() > 0 and ours.abs().max() == 0
-
-
-@pytest.mark.parametrize("what", ["q", "k"])
-def test_copying_q_or_k_mixes_the_teachers_with_the_students_other(what):
-    student, teacher = vit("deit_nano"), vit("deit_nano", 1, "teacher")
-    logits, _ = AttentionTransfer(student, teacher, "copy", blocks=1, what=what)(pictures())
-    own, theirs = student.route(pictures(), 1)[0], teacher.route(pictures(), 1)[0]
-    mixed = own._replace(**{what: getattr(theirs, what)})
-    assert torch.allclose(logits, student(pictures(), reroutes={0: mixed}), atol=1e-5)
-    assert not torch.allclose(logits, student(pictures()), atol=1e-3)
-
-
-@pytest.mark.parametrize("what", ["q", "k", "v", "output"])
-def test_distilling_an_activation_is_its_mean_squared_error(what):
-    for name in "deit_nano", "dinov2_reg_nano":
-        student, teacher, seen = vit(name, 0, "standard").train(), vit(name, 1, "teacher"), ([], [])
-        for model, notes in zip((student, teacher), seen):
-            model.forward_features(pictures(), seen=notes)
-        loss = AttentionTransfer(student, teacher, "distill", blocks=[1, 2], what=what)(pictures())[1]
-        wanted = 0
-        for number in 1, 2:
-            ours, theirs = (getattr(notes[number].routing if what in "qk" else notes[number], what) for notes in seen)
-            R = theirs.shape[-2] - ours.shape[-2]
-            theirs = torch.cat((theirs[..., :1, :], theirs[..., 1 + R :, :]), dim=-2)
-            wanted = wanted + (ours - theirs).square().mean()
-        assert torch.isclose(loss, wanted, rtol=1e-5)
-
-
-def test_transfer_in_bfloat16_is_near_that_in_float32():
-    for method in "copy", "distill":
-        student, teacher = vit("eva02_nano").train(), vit("eva02_nano", 1, "teacher")
-        module = AttentionTransfer(student, teacher, method)
-        logits, loss = module(pictures())
-        with torch.autocast("cpu", torch.bfloat16):
-            rough, rough_loss = module(pictures())
-            (rough.float().sum() + rough_loss).backward()
-        assert relative(rough.float(), logits) < 0.05 and torch.isclose(rough_loss.float(), loss, rtol=0.02)
-        assert rough_loss.dtype == torch.float32 or method == "copy"
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("flash", [False, True])
-def test_the_map_loss_is_computed_in_float32_under_autocast(flash, dtype):
-    student, teacher = vit("deit_nano").train(), vit("deit_nano", 1, "teacher")
-    module, seen = AttentionTransfer(student, teacher, "distill", flash=flash), []
-    with torch.autocast("cpu", dtype):
-        theirs = module.teacher_routings(pictures())
-        student(pictures(), seen=seen)
-        losses = [module.block_loss(theirs[block], seen[block]) for block in range(4)]
-    assert seen[0].routing.q.dtype == dtype
-    for block, loss in enumerate(losses):
-        ours, wanted = seen[block].routing, theirs[block]
-        exact = distillation_loss(*(Routing(routing.q.double(), routing.k.double()) for routing in (wanted, ours)))
-        assert loss.dtype == torch.float32 and torch.isclose(loss.double(), exact, rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", "deit_s dinov2_s dinov2_reg_s dinov3_s eva02_s clip_b beit_b".split())
-def test_the_forward_pass_is_sound_on_pretended_cuda_tensors(name, dtype):
-    """Shapes, types and devices of the forward pass alone: no number is computed, and backward needs a real GPU."""
-    torch.set_autocast_enabled("cuda", dtype != torch.float32)  # torch.autocast switches itself off without a GPU
-    torch.set_autocast_dtype("cuda", torch.bfloat16)
-    try:
-        with FakeTensorMode(), torch.device("cuda"):
-            config = student_config(name, "standard" if name == "deit_s" else "native", img_size=224)
-            student = ViT(replace(config, depth=2)).train()
-            teacher = ViT(replace(TEACHERS[name].config, img_size=224, depth=2))
-            images = torch.randn(4, 3, 224, 224)
-            outputs = [student(images)]
-            for method, flash in ("copy", None), ("distill", True), ("distill", False):
-                logits, loss = AttentionTransfer(student, teacher, method, flash=flash).train()(images)
-                assert loss.dtype == torch.float32 and loss.is_cuda and loss.shape == ()
-                outputs.append(logits)
-            assert {(x.dtype, x.device.type, tuple(x.shape)) for x in outputs} == {(dtype, "cuda", (4, 1000))}
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-
-
-def test_blocks_are_a_count_a_range_or_a_list():
-    right = {None: [0, 1, 2, 3], "2": [0, 1], "1-2": [1, 2], "0,3": [0, 3], "3,": [3], "2,0": [0, 2]}
-    for typed, meant in right.items():
-        assert choose_blocks(arguments.parse_blocks(typed), 4) == meant
-    for typed in "5", "0", "x", "2-1", "3-8", "0,4", "-1", "", "99999999999", "0-99999999999":
-        assert "blocks" in refused(lambda: choose_blocks(arguments.parse_blocks(typed), 4))
-    assert choose_blocks(2, 4) == [0, 1] and choose_blocks(range(1, 3), 4) == [1, 2]
-    for blocks in [], [4], [-1], 0:
-        assert "there are 4" in refused(choose_blocks, blocks, 4)
-
-
-@pytest.mark.parametrize("parts", [*PARTS, "all", "mlp,norms"])
-@pytest.mark.parametrize("name", ["deit_nano", "beitv2_nano", "dinov3_nano", "beit3_nano", "clip_nano"])
-def test_init_from_copies_just_those_parts(name, parts):
-    student, teacher = vit(name), vit(name, 1, "teacher")
-    before = copy.deepcopy(student.state_dict())
-    init_from(student, teacher, parts)
-    for key, value in student.state_dict().items():
-        taken = transfer.part_of(key) in (PARTS if parts == "all" else parts.split(","))
-        assert torch.equal(value, teacher.state_dict()[key] if taken else before[key]), key
-
-
-def test_every_parameter_of_every_teacher_belongs_to_a_part():
-    for name in NANO:
-        heads = {key for key in vit(name).state_dict() if transfer.part_of(key) == "head"}
-        assert heads <= {"norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-
-
-def test_a_student_with_everything_of_the_teacher_computes_its_tokens():
-    teacher, student = vit("beit_nano", 1, "teacher").eval(), vit("beit_nano", 0, "native", pool="avg").eval()
-    init_from(student, teacher, "all")
-    student.norm, teacher.norm = torch.nn.Identity(), torch.nn.Identity()
-    assert torch.equal(student.forward_features(pictures()), teacher.forward_features(pictures()))
-
-
-@pytest.mark.parametrize(
-    "student, teacher, options, says",
-    [
-        ({}, dict(depth=3), {}, "depth is 3 and the student's 4"),
-        ({}, dict(heads=8), {}, "heads is 8 and the student's 4"),
-        ({}, dict(img_size=64), {}, "grid is 8 and the student's 4"),
-        (dict(registers=2), {}, {}, "0 registers and the student 2"),
-        ({}, {}, dict(method="coppy"), "did you mean copy"),
-        ({}, {}, dict(what="maps"), "did you mean map"),
-        ({}, {}, dict(loss="cross-entropy"), "did you mean cross_entropy"),
-        ({}, {}, dict(method="copy", what="output"), "distilled, not copied"),
-        ({}, {}, dict(what="q", loss="kl"), "leave out loss"),
-        ({}, {}, dict(blocks=5), "there are 4"),
-    ],
-)
-def test_a_transfer_that_makes_no_sense_is_one_clear_line(student, teacher, options, says):
-    models = (ViT(replace(TEACHERS["deit_nano"].config, **changes)) for changes in (student, teacher))
-    assert says in refused(AttentionTransfer, *models, **{"method": "distill"} | options)
-
-
-def test_parts_that_do_not_fit_are_one_clear_line():
-    beit, deit = vit("beit_nano", 1, "teacher"), vit("deit_nano", 1, "teacher")
-    assert "--student native" in refused(init_from, vit("beit_nano", 0, "standard"), beit, "attention")
-    assert "did you mean mlp" in refused(init_from, vit("deit_nano"), deit, "mpl")
-
-
-def test_measures_know_uniform_and_one_hot_maps():
-    config, N = ViTConfig(img_size=24, patch_size=8, dim=8, heads=2, registers=2), 12
-    uniform, first = torch.full((1, 2, N, N), 1 / N), torch.zeros(1, 2, N, N)
-    first[..., 0] = 1
-    found = transfer.measures(uniform, first.clone(), config)
-    places = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
-    assert torch.allclose(found["entropy"][0], torch.tensor(math.log(N)))
-    assert torch.allclose(found["distance"][0], torch.cdist(places, places).mean())
-    assert torch.allclose(found["registers"][0], torch.tensor(2 / N))
-    assert torch.allclose(found["sink"][0], torch.tensor(1 / N))
-    assert found["entropy"][1].abs().max() < 1e-6
-    assert torch.allclose(found["class token"][1], torch.ones(2)) and torch.allclose(found["sink"][1], torch.ones(2))
-    itself = transfer.measures(uniform, uniform.clone(), config)
-    assert itself["kl"].abs().max() < 1e-6 and itself["js"].abs().max() < 1e-6
-    assert found["kl"].min() > 1 and found["js"].min() > 0.1
-
-
-# ---- train.py --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def nano(tmp_path, monkeypatch):
-    """A place to run in, with untrained stand-ins for the nano teachers and fewer held-out images than 10,000."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in "deit_nano", "dinov2_reg_nano":
-        stand_in(name, 1)
-    hold_out(monkeypatch, 200)
-    monkeypatch.chdir(tmp_path)
-
-
-def stand_in(name, seed):
-    """Puts a random model into the cache as the nano teacher of that name."""
-    cache_path(name).parent.mkdir(parents=True, exist_ok=True)
-    stamp = json.dumps([repr(TEACHERS[name].config), teachers.PRETRAINING])
-    save_file(vit(name, seed, "teacher").state_dict(), cache_path(name), metadata={"recipe": stamp})
-
-
-def hold_out(monkeypatch, most):
-    """Lets matching make no more images than that."""
-    monkeypatch.setattr("support.data.matching", lambda count, seed: matching.matching(min(count, most), seed))
-
-
-QUICK = "--epochs 2 --train-images 40 --batch-size 16 --amp off".split()
-BASELINE, TRANSFER, COPY = (
-    words.split() for words in ("--mode baseline", "--mode transfer", "--mode transfer --method copy")
-)
-
-
-def command(*words, processes=0) -> subprocess.CompletedProcess:
-    """Runs train.py as a user does, in a process of its own or in several."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-    return python(*launcher, HERE / "train.py", *words)
-
-
-def run_of(mode, out="runs", seed=0, data="matching") -> Path:
-    """The folder of a run of deit_nano."""
-    return Path(out, f"deit_nano-{data}-{mode}-seed{seed}")
-
-
-def read_json(*path) -> dict:
-    return json.loads(Path(*path).read_text())
-
-
-def log_of(folder) -> list[dict]:
-    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
-
-
-def parted_folder(path, each=4) -> Path:
-    """Two classes of images of noise, parted into train and val."""
-    for part in "train", "val":
-        noise_folders(Path(path, part), each=each)
-    return Path(path)
-
-
-def cells_of(printed: str) -> list[list[str]]:
-    """The cells of the table that was printed."""
-    lines = [line for line in printed.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-
-
-def student_of(folder) -> dict:
-    return load_file(Path(folder) / "student.safetensors")
-
-
-def test_the_main_job_ends_with_a_table_and_files_that_other_tools_open(nano):
-    out = call(train, *QUICK)
-    assert out.splitlines()[-1] == "next: python eval.py accuracy runs/deit_nano-matching-distill-seed0"
-    header, _, row = cells_of(out)
-    assert header == ["family", "teacher", "its top-1", "baseline", "distill"] and row[:2] == ["DeiT", "deit_nano"]
-    val = data.load_data("matching", "", 32, teachers.HALF).val
-    own = training.evaluate(load_teacher("deit_nano"), data.Loader(val, 0, CPU), 100, Processes("cpu"))["top1"]
-    assert row[2] == f"{own:.1f}" and read_json(run_of("distill"), "result.json")["teacher_top1"] == own
-    for mode in "baseline", "distill":
-        files = {path.name for path in run_of(mode).iterdir()}
-        assert files == {"config.json", "log.jsonl", "student.safetensors", "result.json"}
-        lines = log_of(run_of(mode))
-        assert [line["epoch"] for line in lines] == [1, 2] and lines[-1]["step"] == 6
-        assert (lines[0]["transfer_loss"] > 0) == (mode == "distill")
-        result, config = (read_json(run_of(mode), f"{name}.json") for name in ("result", "config"))
-        assert result["n"] == 200 and 0 <= result["top1"] <= result["top5"] <= 100
-        assert config["settings"]["epochs"] == 2 and config["versions"]["torch"] == torch.__version__
-        assert config["versions"]["commit"] == runs.code_commit()
-
-
-def test_a_run_tells_the_commit_of_its_code(tmp_path, monkeypatch):
-    def git(words):
-        asked = subprocess.run(["git", *words.split()], cwd=tmp_path, check=True, capture_output=True, text=True)
-        return asked.stdout.strip()
-
-    code = tmp_path / "support" / "runs.py"
-    code.parent.mkdir()
-    code.write_text("as committed")
-    monkeypatch.setattr("support.runs.__file__", str(code))
-    assert runs.code_commit() is None  # no repository
-    for words in (
-        "init -q",
-        "config user.name A",
-        "config user.email a@example.org",
-        "add .",
-        "commit -m 1",
-        "tag -a v1 -m 1",
-    ):
-        git(words)
-    commit = runs.code_commit()
-    assert len(commit) >= 7 and git("rev-parse HEAD").startswith(commit)
-    code.write_text("changed")
-    assert runs.code_commit() == f"{commit}-dirty"
-    monkeypatch.setenv("PATH", "")
-    assert runs.code_commit() is None  # no git
-
-
-def test_a_baseline_needs_no_weights_of_the_teacher(nano, monkeypatch):
-    monkeypatch.setattr("train.load_teacher", None)
-    call(train, "--teacher", "eva02_nano", *BASELINE, *QUICK, "--weight", 2)
-    assert student_of("runs/eva02_nano-matching-baseline-seed0")
-
-
-def test_a_finished_run_is_trained_again_only_where_fresh_and_other_settings_are_listed(nano):
-    call(train, *BASELINE, *QUICK)
-    path = run_of("baseline") / "student.safetensors"
-    before = path.stat().st_mtime_ns
-    assert "finished before" in call(train, *BASELINE, *QUICK)
-    said = refused(call, train, *BASELINE, *QUICK, "--lr", 0.1)
-    assert re.search("lr 0.006 there and 0.1 here.*--fresh", said) and path.stat().st_mtime_ns == before
-    assert "finished before" not in call(train, *BASELINE, *QUICK, "--fresh") and path.stat().st_mtime_ns > before
-
-
-def test_a_seed_repeats_a_run_exactly_and_two_seeds_differ(nano):
-    recipe = "--mixup 0.8 --cutmix 1 --drop-path 0.2 --ema 0.9 --smoothing 0.1 --layer-decay 0.8".split()
-    students = []
-    for out, seed in ("a", 0), ("b", 0), ("c", 1):
-        call(train, *TRANSFER, *QUICK, *recipe, "--seed", seed, "--out", out)
-        students.append(student_of(run_of("distill", out, seed)))
-    a, b, c = students
-    assert same(a, b) and not same(a, c)
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("method, amp, step", [("copy", "off", 2), ("copy", "fp16", 4), ("distill", "fp16", 5)])
-def test_a_run_that_is_killed_at_any_step_ends_with_the_student_it_would_have_had(method, amp, step, nano, monkeypatch):
-    words = [*TRANSFER, "--method", method, *QUICK, "--amp", amp]  # with fp16 the scaler's state goes on too
-    words += "--mixup 0.8 --drop-path 0.2 --ema 0.9 --out".split()
-    call(train, *words, "whole")
-    seed_step = train.seed_step
-
-    def killed(seed, at, rank):
-        if at == step:
-            raise Killed
-        seed_step(seed, at, rank)
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr("train.seed_step", killed)
-        call(train, *words, "broken")
-    whole, broken = run_of(method, "whole"), run_of(method, "broken")
-    assert (broken / "checkpoint.pt").exists() == (step > 2)
-    call(train, *words, "broken")
-    for name in "student.safetensors", "student_ema.safetensors":
-        assert same(load_file(whole / name), load_file(broken / name))
-    for one, other in zip(log_of(whole), log_of(broken), strict=True):
-        assert all(one[key] == other[key] for key in ("epoch", "loss", "top1"))
-
-
-def wait_for(path):
-    """Until a file is there, or a minute is over."""
-    until = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < until:
-        time.sleep(0.02)
-
-
-def test_kill_9_and_ctrl_c_lose_nothing(nano):
-    words = "--mode baseline --train-images 64 --batch-size 16 --epochs 60 --out".split()
-    done = command(*words, "whole")
-    assert done.returncode == 0, done.stderr
-    for ending, code, file in (signal.SIGKILL, -9, "checkpoint.pt"), (signal.SIGINT, 130, "log.jsonl"):
-        folder, process = run_of("baseline", f"broken{code}"), start(HERE / "train.py", *words, f"broken{code}")
-        wait_for(folder / file)
-        process.send_signal(ending)
-        said = process.communicate()[1]
-        assert process.returncode == code and not (folder / "result.json").exists()
-        if ending is not signal.SIGKILL:
-            assert "go on with: python train.py --mode baseline" in said.splitlines()[-1] and "Traceback" not in said
-        done = command(*words, f"broken{code}")
-        assert done.returncode == 0, done.stderr
-        assert same(student_of(run_of("baseline", "whole")), student_of(folder))
-
-
-def test_a_checkpoint_is_written_while_that_takes_less_than_a_tenth_of_the_time(tmp_path, monkeypatch):
-    clock, kept = [0.0], []
-
-    def slow_save(state, part):
-        kept.append(state["epochs"])
-        clock[0] += 2
-        part.touch()
-
-    monkeypatch.setattr("support.runs.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("support.runs.torch.save", slow_save)
-    checkpoint = runs.Checkpoint(tmp_path, {})
-    for epoch in range(1, 9):
-        clock[0] += 5
-        checkpoint.save_if_due(epoch, 0.0)
-    assert kept == [1, 5]  # 20 seconds after a write of 2
-
-
-def test_ctrl_c_that_reaches_the_loaders_workers_too_loses_nothing(nano):
-    noise_folders("pictures", each=300)
-    words = "--mode baseline --data pictures --workers 1 --batch-size 2 --epochs 500"
-    process = start(HERE / "train.py", *words.split(), start_new_session=True)
-    folder = run_of("baseline", data="pictures")
-    wait_for(folder / "log.jsonl")
-    time.sleep(1)  # into the next epoch, when its worker is at work
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate()[1]
-    assert process.returncode == 130 and "Traceback" not in said and (folder / "checkpoint.pt").exists()
-    assert said.splitlines()[-1] == f"stopped; go on with: python train.py {words}"
-
-
-def test_an_image_that_cannot_be_read_in_the_middle_of_a_training_is_named_in_one_line(nano):
-    (parted_folder("data/imagenet", 2) / "train/a/broken.jpg").touch()
-    ended = command(*"--mode baseline --data imagenet --workers 1 --epochs 1 --batch-size 4".split())
-    last = ended.stderr.splitlines()[-1]
-    assert ended.returncode == 2 and "Traceback" not in ended.stderr
-    assert last.startswith("error: cannot read") and "broken.jpg" in last
-
-
-@pytest.mark.parametrize("method", ["copy", "distill"])
-def test_two_processes_train_the_student_that_one_trains(method, nano):
-    words = "--mode transfer --epochs 2 --train-images 45 --batch-size 16 --device cpu --accumulate 2 --clip 0".split()
-    words += ["--method", method, "--out"]
-    alone, together = command(*words, "one"), command(*words, "two", processes=2)
-    assert alone.returncode == 0 and together.returncode == 0, together.stderr
-    folders = [run_of(method, out) for out in ("one", "two")]
-    one, two = map(student_of, folders)
-    start = ViT(evaluation.load_student(folders[0]).config)
-    for key in one:
-        apart = (one[key] - two[key]).abs()
-        if key.endswith("qkv.bias"):
-            apart[64:128] = 0  # a bias on k changes no map: its gradient is rounding, which Adam makes steps of
-        assert apart.max() < 2e-4, key
-    assert max((one[key] - value).abs().max() for key, value in start.state_dict().items()) > 0.05
-    first, second = (read_json(folder, "result.json") for folder in folders)
-    assert first["n"] == second["n"] == 10_000 and abs(first["top1"] - second["top1"]) < 0.1
-    assert together.stdout.count("next:") == 1
-
-
-TWO_MACHINES = """
-import sys, train
-from support import errors, processes
-processes.Processes.patience = 1
-sys.argv[0] = "train.py"
-errors.answer_mistakes(train.main)
-"""
-
-
-def test_processes_that_do_not_see_the_same_folder_all_end_with_one_line(nano):
-    place = dict(LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    words = ["-c", TWO_MACHINES, *BASELINE, "--device", "cpu", *QUICK]
-    started = []
-    for rank in "01":
-        Path(rank).mkdir()
-        started.append(start(*words, cwd=rank, env=environment(RANK=rank, **place)))
-    for process in started:
-        said = [line for line in process.communicate(timeout=100)[1].splitlines() if line.startswith("error")]
-        assert process.returncode == 2 and len(said) == 1 and "folder that all machines share" in said[0]
-
-
-def test_one_process_of_each_machine_acts_before_the_others(monkeypatch):
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    for rank, local, order in (0, 0, "act wait wait wait"), (3, 1, "wait wait act wait"), (2, 0, "wait act wait wait"):
-        for name, value in dict(RANK=rank, LOCAL_RANK=local, WORLD_SIZE=4).items():
-            monkeypatch.setenv(name, str(value))
-        done = []
-        monkeypatch.setattr("torch.distributed.barrier", lambda: done.append("wait"))
-        Processes("cpu").first(lambda: done.append("act"))
-        assert " ".join(done) == order
-
-
-@pytest.mark.parametrize("cores, here, workers", [(1, 1, 1), (6, 1, 6), (64, 1, 8), (16, 4, 4), (2, 4, 1)])
-def test_workers_are_the_cores_that_the_processes_of_a_machine_share(cores, here, workers, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
-    assert processes.spare_cores() == workers
-
-
-def test_a_grid_runs_every_combination_and_skips_what_is_finished(nano):
-    call(train, "--teacher", "deit_nano", *BASELINE, *QUICK)
-    out = call(train, *"--teacher deit_nano dinov2_reg_nano --method copy distill --seed 0 1".split(), *QUICK)
-    assert out.count("finished before") == 1 and len(list(Path("runs").iterdir())) == 12
-    header, _, first, second = cells_of(out)
-    assert header[3:] == ["baseline", "copy", "distill"] and "±" in first[3] + first[4]
-    assert second[1] == "dinov2_reg_nano"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--mode transfer --method copy --what q",
-        "--mode transfer --what v",
-        "--mode transfer --what output --blocks 1-2",
-        "--mode transfer --loss js",
-        "--mode transfer --student registers",
-        "--mode finetune --student native",
-        "--mode baseline --init mlp --student layerscale",
-        "--mode transfer --student layerscale,registers",
-    ],
-)
-def test_every_method_what_loss_and_start_trains(words, nano):
-    assert "next:" in call(train, "--teacher", "dinov2_reg_nano", *QUICK, "--epochs", 1, *words.split())
-    assert len(list(Path("runs").iterdir())) == 1
-
-
-def test_an_untrained_teacher_is_said_in_the_name_and_in_the_table(nano):
-    out = call(train, "--weights", "random", *COPY, *QUICK)
-    assert "deit_nano(random)-matching-copy-seed0" in out and "| deit_nano (random) " in out
-    settings = train.read_settings("runs/deit_nano(random)-matching-copy-seed0")
-    one, other = train.build_teacher(settings).state_dict(), train.build_teacher(settings).state_dict()
-    assert same(one, other)  # the student is evaluated with the teacher it was trained with
-    assert not same(one, teachers.load_teacher("deit_nano").state_dict())
-
-
-def test_a_real_teacher_at_224_pixels_trains_on_a_folder_in_all_modes_and_methods(nano):
-    for part, count in ("train", 4), ("val", 2):
-        noise_folders(Path("animals", part), ["cat", "dog"], count, size=(230, 250), suffix=".jpg")
-    path = publish("eva02_s", scramble(timm.create_model("eva02_small_patch14_224")), Path("."))
-    words = f"--teacher eva02_s --weights {path} --data animals --epochs 1 --batch-size 4 --workers 1"
-    out = call(train, *words.split(), *"--mode baseline transfer --method copy distill".split())
-    assert len(list(Path("runs").iterdir())) == 3 and "eva02_s-animals-distill-seed0" in out
-    student = evaluation.load_student("runs/eva02_s-animals-distill-seed0")
-    assert student.config.pool == "avg" and student.config.grid == TEACHERS["eva02_s"].config.grid
-    assert student.config.num_classes == 2
-    opened = timm.create_model("vit_small_patch16_224", patch_size=14, num_classes=2, global_pool="avg").eval()
-    opened.load_state_dict(student_of("runs/eva02_s-animals-distill-seed0"), strict=True)
-    images = torch.randn(2, 3, 224, 224)
-    assert relative(student(images), opened(images)) < 1e-5
-
-
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_half_precision_trains_in_all_modes_near_to_float32(amp, nano):
-    losses = []
-    for precision in "off", amp:
-        words = ["--amp", precision, "--accumulate", 3, "--out", precision]
-        call(train, "--method", "copy", "distill", *QUICK, *words)
-        losses.append([read_json(path)["loss"] for path in sorted(Path(precision).rglob("result.json"))])
-    assert len(losses[1]) == 3 and losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-def test_gradients_are_clipped_after_they_were_unscaled(nano, monkeypatch):
-    clip, norms = train.nn.utils.clip_grad_norm_, []
-    monkeypatch.setattr("train.nn.utils.clip_grad_norm_", lambda *given: norms.append(float(clip(*given))))
-    for amp in "off", "fp16":
-        call(train, *TRANSFER, *QUICK, "--amp", amp, "--out", amp)
-    assert norms[6:8] == pytest.approx(norms[:2], rel=0.05)  # not 65,536 times as large
-
-
-def test_a_step_that_the_scaler_skips_leaves_weights_and_average_and_the_schedule_goes_on(nano, monkeypatch):
-    states, seed_step, scaler = [], train.seed_step, torch.amp.GradScaler
-
-    class Noted(train.Training):
-        def __init__(self, *given):
-            super().__init__(*given)
-            monkeypatch.setattr("train.seed_step", lambda *at: seed_step(*at) or states.append(self.state()))
-
-        def state(self):
-            rates = {group["lr"] for group in self.optimiser.param_groups}
-            models = self.student, self.average.module
-            return [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in models] + [rates]
-
-    monkeypatch.setattr("train.Training", Noted)
-    monkeypatch.setattr("torch.amp.GradScaler", lambda *a, **options: scaler(*a, **options, init_scale=2.0**40))
-    call(train, *TRANSFER, *QUICK, *"--epochs 14 --ema 0.9 --amp fp16".split())
-    same = [torch.equal(a[0], b[0]) for a, b in zip(states, states[1:])]  # of the weights
-    skipped = same.index(False)
-    assert 5 < skipped < 40 and not any(same[skipped:])
-    assert [torch.equal(a[1], b[1]) for a, b in zip(states, states[1:])] == same  # of the average
-    rates = [max(state[2]) for state in states[1:]]  # each is set after its step's state was taken
-    assert rates == pytest.approx([6e-3 * 16 / 256 * training.cosine_schedule(step, 42, 4.2) for step in range(41)])
-
-
-def test_accumulating_gradients_gives_the_student_of_the_whole_batch(nano):
-    for pieces in 1, 4:
-        call(train, *TRANSFER, *QUICK, "--accumulate", pieces, "--out", f"out{pieces}")
-    one, four = (student_of(run_of("distill", f"out{pieces}")) for pieces in (1, 4))
-    assert all(torch.allclose(one[key], four[key], atol=1e-3) for key in one)
-
-
-def spoil_the_training(monkeypatch, kind):
-    """From the fifth of six steps on, something of a run is not finite."""
-    split_batch, clip, evaluate = train.split_batch, train.nn.utils.clip_grad_norm_, train.evaluate
-    count = iter(range(99))  # of the batches, of the clipped gradients or of the validations
-
-    def spoiled_batch(images, targets, pieces):
-        return split_batch(images * math.nan if next(count) == 4 else images, targets, pieces)
-
-    def spoiled_gradients(parameters, largest):
-        clip(parameters := list(parameters), largest)
-        if next(count) == 5:  # of the last step: no loss is computed with what comes of it
-            for parameter in parameters:
-                parameter.grad = torch.full_like(parameter, math.nan if kind == "gradients" else 1e30)
-
-    def spoiled_validation(model, *given, **options):
-        overflowing = torch.nn.Sequential(model.student, torch.nn.Threshold(math.inf, math.nan))
-        return evaluate(overflowing if next(count) else model, *given, **options)
-
-    if kind == "loss":
-        monkeypatch.setattr("train.split_batch", spoiled_batch)
-    elif kind == "validation":
-        monkeypatch.setattr("train.evaluate", spoiled_validation)
-    else:
-        monkeypatch.setattr("train.nn.utils.clip_grad_norm_", spoiled_gradients)
-
-
-@pytest.mark.parametrize(
-    "kind, says",
-    [
-        ("loss", "the loss at step 4 is not finite"),
-        ("gradients", "the student's numbers after step 5 are not finite"),
-        ("huge gradients", "the optimiser's numbers after step 5 are not finite"),  # squared, they are infinite
-        ("validation", "held-out images after step 5 is not finite"),
-    ],
-)
-def test_what_is_not_finite_is_never_written_and_the_last_good_checkpoint_stays_and_resumes(
-    kind, says, nano, monkeypatch
-):
-    hold_out(monkeypatch, 40)  # so few that each epoch validates
-    words, folder = [*TRANSFER, "--ema", 0.5, *QUICK], run_of("distill")
-    call(train, *words, "--out", "whole")
-    with monkeypatch.context() as patched:
-        spoil_the_training(patched, kind)
-        assert re.search(f"{says}; .*lower --lr.*--amp off", refused(call, train, *words))
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "config.json", "log.jsonl"]
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epochs"] == 1
-    assert not re.search("NaN|Infinity", (folder / "log.jsonl").read_text())
-    call(train, *words)
-    assert same(student_of(folder), student_of(run_of("distill", "whole")))
-
-
-def test_json_files_hold_no_nan(tmp_path):
-    with pytest.raises(ValueError):
-        runs.write_json(tmp_path / "a", {"x": math.nan})
-    with pytest.raises(ValueError):
-        runs.append_log(tmp_path, {"epoch": 1, "x": math.inf})
-    assert list(tmp_path.iterdir()) == []
-
-
-def begun(folder) -> Path:
-    """Makes a run one that is not finished."""
-    (folder / "result.json").unlink()
-    return folder
-
-
-@pytest.mark.parametrize("change", ["a class", "an image", "the steps", "the teacher"])
-def test_a_run_goes_on_with_nothing_but_what_it_began_with(change, nano):
-    parted_folder("pictures")
-    words = "--mode transfer --data pictures --epochs 1 --batch-size 4 --workers 0".split()
-    call(train, *words)
-    folder = begun(run_of("distill", data="pictures"))
-    if change == "a class":
-        for part in "train", "val":
-            Path("pictures", part, "b").rename(Path("pictures", part, "c"))
-    elif change == "an image":
-        shutil.copy("pictures/val/a/0.png", "pictures/val/a/9.png")
-    elif change == "the steps":  # as another number of processes may have them
-        runs.write_json(folder / "config.json", read_json(folder, "config.json") | {"steps": 3})
-    else:
-        stand_in("deit_nano", 2)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert re.search("began with other .* start over with --fresh", refused(call, train, *words))
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert "top-1" in call(train, *words, "--fresh")
-
-
-def test_a_run_goes_on_with_another_precision_number_of_workers_and_pieces_which_evaluation_then_has(nano):
-    call(train, *TRANSFER, *QUICK)
-    begun(run_of("distill"))
-    call(train, *TRANSFER, *QUICK, *"--amp bf16 --workers 1 --accumulate 2".split())
-    assert read_json(run_of("distill"), "config.json")["settings"]["amp"] == "bf16"
-
-
-def test_fresh_removes_what_killed_runs_left_and_nothing_of_a_command_that_cannot_be(nano):
-    left = run_of("baseline") / ".checkpoint.pt.x1y2"
-    left.mkdir(parents=True)
-    (left / "checkpoint.pt").write_bytes(b"half of it")
-    (kept := left.parent / ".config.json.swp").touch()  # an editor's
-    call(train, *BASELINE, *QUICK, "--fresh")
-    assert list(left.parent.glob(".*")) == [kept] and student_of(left.parent)
-    refused(call, train, *"--mode baseline transfer --weights nowhere.pth --fresh".split(), *QUICK)
-    assert student_of(left.parent)
-
-
-def test_gradients_that_never_fit_into_float16_end_the_run(nano):
-    words = "--amp fp16 --weight 1e30 --epochs 12".split()
-    assert "the gradients at step" in refused(call, train, *TRANSFER, *QUICK, *words)
-
-
-def test_several_teachers_of_one_kind_share_a_baseline():
-    names = [train.run_name(settings) for settings in planned("--teacher-seed 0 1 --method copy")]
-    kinds = "deit_nano-matching-baseline", "deit_nano-matching-copy", "deit_nano(seed1)-matching-copy"
-    assert names == [f"{kind}-seed0" for kind in kinds]
-
-
-def test_what_a_run_does_not_use_is_in_no_setting_and_a_folder_has_one_name(tmp_path, monkeypatch):
-    noise_folders(tmp_path / "class0")
-    monkeypatch.chdir(tmp_path)
-    assert planned("--randaugment 9 --erasing 0.5")[0] == planned("")[0]
-    assert planned("--data ./class0/")[0] == planned("--data class0")[0]
-
-
-def test_a_grid_goes_on_after_a_run_that_fails_says_so_and_ends_with_status_2(nano, monkeypatch):
-    train_run = train.train_run
-
-    def failing(settings, *rest):
-        if settings.seed == 1:
-            raise (
-                UserError("the disk is full")
-                if settings.mode == "baseline"
-                else torch.OutOfMemoryError("CUDA out of memory.")
-            )
-        train_run(settings, *rest)
-
-    monkeypatch.setattr("train.train_run", failing)
-    out, err = mistake(train, "--seed", 0, 1, 2, *QUICK)
-    first, second, last = (line for line in err.splitlines() if line.startswith("error"))
-    assert "seed1: the disk is full" in first and "--accumulate" in second and "2 of 6 runs failed" in last
-    assert "±" in cells_of(out)[2][3] and "distill-seed2" in out.splitlines()[-1]
-
-
-def test_the_images_of_a_folder_are_checked_once_a_command(nano, monkeypatch):
-    noise_folders("pictures", each=4)
-    checked, check = [], train.check_images
-    monkeypatch.setattr("train.check_images", lambda folder: checked.append(folder) or check(folder))
-    call(train, *"--data pictures --epochs 2 --workers 0 --weights random".split())
-    assert checked == [Path("pictures")]
-
-
-def test_workers_start_once_a_run(nano, monkeypatch):
-    noise_folders("pictures", each=4)
-    started = Path("started").absolute()
-    monkeypatch.setattr(data, "leave_ctrl_c", lambda worker: open(started, "a").write("."))
-    call(train, *"--mode baseline --data pictures --epochs 3 --batch-size 2 --workers 1 --ema 0.5".split())
-    assert started.read_text() == ".."  # one that reads training images, one for validation
-
-
-def test_training_needs_nothing_that_only_unix_has(nano, monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity")
-    for name in "resource", "fcntl", "pwd":
-        monkeypatch.setitem(sys.modules, name, None)
-    call(train, *TRANSFER, *QUICK)
-
-
-def test_matrices_decay_and_the_rest_does_not_and_early_layers_learn_slower():
-    student = vit("beitv2_nano")
-    groups = training.parameter_groups(student, 1.0, 0.1, 0.5, from_head=True)  # as MAE fine-tunes
-    of = {id(parameter): group for group in groups for parameter in group["params"]}
-    assert len(of) == len(list(student.parameters()))
-    for name, parameter in student.named_parameters():
-        matrix = name.endswith("weight") and "norm" not in name
-        assert of[id(parameter)]["weight_decay"] == (0.1 if matrix else 0), name
-    for early in student.cls_token, student.rel_pos_bias.relative_position_bias_table:
-        assert of[id(early)]["peak"] == 0.5**5
-    assert [of[id(block.attn.qkv.weight)]["peak"] for block in student.blocks] == [0.5**4, 0.5**3, 0.5**2, 0.5]
-    assert of[id(student.head.weight)]["peak"] == 1
-
-
-def test_in_transfer_the_last_block_has_the_whole_learning_rate_and_the_embeddings_one_factor_a_block():
-    student = vit("deit_nano")  # 4 blocks
-    groups = training.parameter_groups(student, 1.0, 0.1, 0.75)
-    of = {id(parameter): group["peak"] for group in groups for parameter in group["params"]}
-    assert of[id(student.head.weight)] == of[id(student.norm.weight)] == 1
-    assert [of[id(block.mlp.fc1.bias)] for block in student.blocks] == [0.75**3, 0.75**2, 0.75, 1]
-    assert of[id(student.cls_token)] == of[id(student.patch_embed.proj.weight)] == 0.75**4
-
-
-def test_the_learning_rate_rises_in_a_line_and_falls_as_half_a_cosine_to_its_floor():
-    rates = [training.cosine_schedule(step, 11, 3, 0.2) for step in range(11)]
-    assert rates[:3] == [0.25, 0.5, 0.75] and rates[3] == 1  # a quarter more each step
-    assert math.isclose(rates[7], 0.2 + 0.8 / 2)  # the middle of the fall
-    assert math.isclose(rates[9], 0.2 + 0.8 * (1 + math.cos(math.pi * 6 / 8)) / 2)
-    assert math.isclose(training.cosine_schedule(11, 11, 3, 0.2), 0.2)
-    assert math.isclose(training.cosine_schedule(9, 11, 3), (1 - 0.5**0.5) / 2)  # without a floor
-
-
-def planned(words) -> list:
-    return train.plan_runs(train.parse_arguments(words.split()))
-
-
-PUBLISHED = dict(batch_size=2048, mixup=0.8, cutmix=1, erasing=0.25, randaugment=9, smoothing=0.1, clip=0, ema=0.9999)
-AS_DISTILL = dict(epochs=200, lr=1e-4, lr_floor=0.00125, beta2=0.95, weight_decay=0.3, warmup=20, drop_path=0.2)
-AS_COPY = dict(epochs=100, lr=1e-3, lr_floor=0.25, beta2=0.999, weight_decay=0.05, warmup=5, layer_decay=0.75)
-AS_MAE = dict(batch_size=1024, weight_decay=0.05, warmup=5, beta2=0.999, ema=0, randaugment=9, mixup=0.8, erasing=0.25)
-
-
-@pytest.mark.parametrize(
-    "words, wanted",
-    [
-        ("--teacher mae_l --mode transfer", PUBLISHED | AS_DISTILL | dict(blocks="18", layer_decay=1)),
-        ("--teacher mae_l --mode transfer --method copy", PUBLISHED | AS_COPY | dict(blocks=None, drop_path=0)),
-        ("--teacher deit_s --mode baseline", PUBLISHED | AS_DISTILL | dict(blocks=None, method=None)),
-        ("--teacher mae_l --mode finetune", AS_MAE | dict(epochs=50, lr=1e-3, layer_decay=0.75, drop_path=0.2)),
-        ("--teacher mae_b --mode finetune", AS_MAE | dict(epochs=100, lr=5e-4, layer_decay=0.65, drop_path=0.1)),
-        ("--teacher deit_ti --mode finetune --lr 1e-3", AS_MAE | dict(epochs=100, lr=1e-3, layer_decay=0.65)),
-        ("--teacher deit_s --mode transfer --epochs 30", PUBLISHED | AS_DISTILL | dict(epochs=30, blocks="9")),
-    ],
-)
-def test_the_published_recipe_is_that_of_what_is_run_and_a_flag_overrides_it(words, wanted):
-    (settings,) = planned("--recipe paper --data cifar10 " + words)
-    assert {name: getattr(settings, name) for name in wanted} == wanted
-    (at_the_desk,) = planned("--data cifar10 " + words)
-    assert at_the_desk.mixup == at_the_desk.ema == at_the_desk.lr_floor == 0 and at_the_desk.batch_size == 128
-    assert train.run_name(settings) == train.run_name(at_the_desk)  # what a recipe or the method resolves is no variant
-
-
-def test_fine_tuning_ends_at_maes_smallest_learning_rate():
-    for teacher in "mae_b", "mae_l":
-        (settings,) = planned(f"--recipe paper --mode finetune --teacher {teacher} --data cifar10")
-        assert math.isclose(settings.lr * settings.batch_size / 256 * settings.lr_floor, 1e-6)
-
-
-def test_blocks_that_were_asked_for_are_named_and_the_usual_ones_are_not():
-    words = "--teacher deit_s --data cifar10 --mode transfer"
-    (asked,), (usual,) = planned(words + " --blocks 6"), planned(words + " --blocks 9")
-    assert train.variant(asked) == ["blocks=6"] and train.variant(usual) == [] and [usual] == planned(words)
-    assert planned("--mode transfer")[0].blocks is None  # of a nano teacher all
-
-
-def test_the_desks_warm_up_is_a_tenth_of_the_epochs():
-    assert [run.warmup for run in planned("--epochs 30")] == [3, 3] and planned("--warmup 4")[0].warmup == 4
-
-
-def test_published_recipes_are_compared_with_each_other_and_not_with_others():
-    plan = planned("--recipe paper --teacher deit_s --data cifar10 --method copy distill")
-    same = planned("--recipe paper --teacher deit_s --data cifar10 --method copy distill --epochs 100")
-    other = planned("--recipe paper --teacher deit_s --data cifar10 --mode baseline --epochs 90")
-    for runs_of_a_table, tables in (plan, 1), (same, 1), (plan + other, 2):
-        results = []
-        for settings in runs_of_a_table:
-            column = settings.title if settings not in other else "finetune"
-            place = (0, 0), "DeiT", "deit_s", "deit_s"
-            results.append(Result(*place, train.conditions_of(settings), column, 0, 50.0, None))
-        assert len(compare(results)) == tables
-
-
-def test_every_32_images_are_mixed_by_a_draw_of_their_own():
-    torch.manual_seed(0)
-    images, labels = torch.arange(80.0).view(80, 1, 1, 1).expand(80, 3, 8, 8), torch.arange(80)
-    mixed, targets = training.mixing(0.8, 0.0, 80)(images, labels)
-    shares = targets.gather(1, labels[:, None]).squeeze(1)  # how much of each image is left
-    assert mixed.shape == images.shape and torch.allclose(targets.sum(1), torch.ones(80))
-    assert [len(set(part.tolist())) for part in shares.split(32)] == [1, 1, 1] and len(set(shares.tolist())) == 3
-    for start, stop in (0, 32), (32, 64), (64, 80):  # mixed with none of another part
-        assert targets[start:stop, :start].sum() == targets[start:stop, stop:].sum() == 0
-
-
-@pytest.mark.parametrize("name", ["deit_ti", "mae_b"])
-def test_students_at_real_size_start_as_in_the_papers_code(name):
-    torch.manual_seed(0)
-    student = ViT(replace(student_config(name, num_classes=1000), depth=1))
-    for module in student.modules():
-        if isinstance(module, torch.nn.Linear):
-            assert abs(module.weight.std() / 0.02 - 1) < 0.02 and module.bias.abs().max() == 0
-    convolution = student.patch_embed.proj  # torch's own: uniform between these bounds
-    bound = (3 * 16 * 16) ** -0.5
-    for values in convolution.weight, convolution.bias:
-        assert 0.9 * bound < values.abs().max() <= bound
-
-
-def test_nano_students_start_with_deviations_that_follow_from_the_fan_in():
-    student = ViT(student_config("deit_nano", num_classes=8))
-    assert abs(student.blocks[0].mlp.fc2.weight.std() / (0.7 / 256**0.5) - 1) < 0.05
-    assert abs(student.patch_embed.proj.weight.std() / (0.7 / 192**0.5) - 1) < 0.05
-
-
-def test_the_head_of_a_fine_tuned_student_says_next_to_nothing_at_first():
-    head = train.build_student(planned("--mode finetune")[0], 8, vit("deit_nano", 1, "teacher")).head
-    assert 1e-5 < head.weight.std() < 3e-5 and head.bias.abs().max() == 0
-
-
-def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nano):
-    printed = call(train, "--ema", 0.5, *QUICK)
-    baseline, distilled = (read_json(run_of(mode), "result.json")["ema_top1"] for mode in ("baseline", "distill"))
-    for top1 in baseline, distilled:
-        assert f"top-1 of the moving average {top1:.1f}" in printed
-    assert cells_of(printed)[-1][3:] == [f"{baseline:.1f}", f"{distilled - baseline:+.1f}"] or "**" in printed
-    assert "ema 0.5" in printed and "it is the average's accuracy" in printed.replace("\n", " ")
-    assert printed.splitlines()[-1].endswith(f"eval.py accuracy {run_of('distill')} --ema")
-
-
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        (["--teacher", "eva2_s"], "did you mean eva02_s"),
-        (["--mode", "transfr"], "choose from"),
-        (["--method", "coppy"], "choose from"),
-        (["--data", "matchin"], "did you mean matching"),
-        (["--student", "layerscal", "--teacher", "dinov2_nano"], "did you mean layerscale"),
-        (["--student", "layerscale"], "deit_nano has no layerscale"),
-        (["--epochs", "0"], "0 is not from 1"),
-        (["--lr", "fast"], "invalid number value"),
-        (["--lr", "nan"], "nan is not from 0"),
-        (["--drop-path", "1.5"], "1.5 is not from 0 to 0.999999"),
-        (["--blocks", "9"], "there are 4"),
-        (["--blocks", "x"], "no count"),
-        (["--img-size", "33"], "not a multiple of 8"),
-        (["--device", "cuda:9"], "device 'cuda:9' is not there"),
-        (["--device", "abacus"], "device 'abacus' is not there"),
-        (["--lr", "inf"], "inf is not from 0"),
-        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--weights", "junk.pth"], "junk.pth"),
-        (["--out", "junk.pth"], "choose another --out"),
-        (["--init", "mpl"], "did you mean mlp"),
-        (["--data", "empty"], "has no class folders"),
-        (["--train-images", "-3"], "-3 is not from 1"),
-        (["--data", "a/same", "b/same"], "share a folder"),
-        (["--epoch", "3"], "unrecognized arguments"),
-        (["--method", "copy", "--what", "output"], "distilled, not copied"),
-        (["--train-images", "1000000000", "--mode", "baseline"], "1 to 100,000"),
-        (["--teacher", "deit_s", "--teacher-seed", "1", "--mode", "transfer"], "--teacher-seed is for nano teachers"),
-        (["--recipe", "paper", "--epochs", "20"], "a warm-up of 20 epochs leaves none of 20"),
-        (["--recipe", "copy"], "choose from 'desk', 'paper'"),
-        (["--what", "q", "--loss", "kl"], "leave out loss"),
-        (["--device", "meta"], "device 'meta' is not there"),
-        (["--seed", str(2**64)], "from 0 to 4294967295"),
-        (["--blocks", "99999999999"], "no count"),
-        (["--teacher", "deit_nano", "dino_nano", "--weights", "junk.pth"], "give one --teacher"),
-        (["--mode", "finetune", "--teacher", "dinov2_nano"], "--student native"),
-    ],
-)
-def test_a_mistake_is_one_line_that_says_what_to_do(words, says, nano):
-    Path("junk.pth").write_bytes(b"\0junk")
-    for folder in "empty", "a/same/x", "b/same/x":
-        Path(folder).mkdir(parents=True)
-    out, err = mistake(train, *QUICK, *words)
-    assert says in err and err.count("\n") == 1 and not out
-
-
-def test_a_mistake_leaves_no_traceback_on_the_command_line(nano):
-    ended = command("--method", "coppy")
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and ended.stdout == ""
-
-
-def test_help_is_there_in_three_seconds(nano):
-    start = time.perf_counter()
-    assert "--teacher" in command("--help").stdout and time.perf_counter() - start < 8  # 3 s on an idle machine
 
 
 # ---- eval.py ---------------------------------------------------------------------------------------------------------
@@ -2628,7 +2164,7 @@ def test_a_run_is_evaluated_to_the_result_that_training_wrote(trained, name):
 
 
 def test_evaluation_has_the_runs_precision_unless_told(nano, monkeypatch):
-    asked, precision = [], processes.mixed_precision
+    asked, precision = [], train.mixed_precision
     monkeypatch.setattr(evaluation, "mixed_precision", lambda amp, device: asked.append(amp) or precision(amp, device))
     call(train, *TRANSFER, *QUICK, "--amp", "bf16")
     folder = run_of("distill")
@@ -2639,7 +2175,7 @@ def test_evaluation_has_the_runs_precision_unless_told(nano, monkeypatch):
 def test_float32_products_are_in_full_where_amp_is_off():
     full, rough = ("highest", False), ("high", True)
     for amp, device, wanted in ("off", "cuda", full), ("bf16", "cuda", rough), ("auto", "cpu", full):
-        processes.mixed_precision(amp, torch.device(device))
+        train.mixed_precision(amp, torch.device(device))
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == wanted
 
 
@@ -2668,9 +2204,9 @@ def test_a_validation_that_lasts_shows_its_progress(monkeypatch, capsys):
     class Slow(torch.nn.Module):
         def forward(self, images):
             time.sleep(0.4)
-            return images.flatten(1)[:, :2]
+            return images.flatten(1)[:, :2], images.new_zeros(())
 
-    training.evaluate(Slow(), data.Loader([(torch.ones(3, 2, 2), 0)] * 6, 0, CPU), 1, Processes("cpu"))
+    train.evaluate(Slow(), data.Loader([(torch.ones(3, 2, 2), 0)] * 6, 0, CPU), 1, Processes("cpu"))
     assert "validation" in capsys.readouterr().err
 
 
@@ -2710,7 +2246,7 @@ def test_the_folders_of_imagenet_v2_count_by_number_and_not_by_name(tmp_path):
     settings = train.Settings(data_root=str(tmp_path), data="imagenet", img_size=32)
     known = [f"n{number:08d}" for number in range(12)]
     dataset, classes = evaluation.evaluation_set(settings, known, "imagenet_v2")
-    folders = [Path(path).parent.name for path, _ in dataset.part.source]
+    folders = [Path(path).parent.name for path, _ in dataset.split.source]
     assert [str(classes[label]) for _, label in dataset] == folders and len(folders) == 11
 
 
@@ -2741,7 +2277,9 @@ def write_run(folder, top1, base, **settings):
     """The two small files of a finished run, whose settings are those of `base` but for some."""
     folder.mkdir(parents=True)
     config = runs.read_config(base)
-    runs.write_json(folder / "config.json", config | {"settings": config["settings"] | settings})
+    config["settings"] |= settings
+    config["table"] = train.describe(train.Settings(**config["settings"]))
+    runs.write_json(folder / "config.json", config)
     runs.write_json(folder / "result.json", {"top1": top1})
     (folder / "student.safetensors").touch()
 
@@ -2775,9 +2313,6 @@ def test_the_table_holds_gains_over_the_baseline_of_the_same_seed(results, tmp_p
 
 
 def test_the_csv_has_a_line_for_each_run_with_what_the_runs_differ_in(results, tmp_path):
-    config = runs.read_config(results / "x")  # as an earlier version wrote it, without a setting and a commit
-    del config["settings"]["teacher_seed"], config["versions"]
-    runs.write_json(results / "x" / "config.json", config)
     call(evaluation, "table", results, "--csv", tmp_path / "t.csv")
     with open(tmp_path / "t.csv") as file:
         lines = list(csv.DictReader(file))
@@ -2790,7 +2325,7 @@ def test_the_csv_has_a_line_for_each_run_with_what_the_runs_differ_in(results, t
     assert found["transfer", "native", "cross_entropy", "", "0"] == "49.0"
     assert found["transfer", "standard", "js", "", "1"] == "51.0"
     assert found["transfer", "standard", "cross_entropy", "random", "0"] == "40.0"
-    assert {line["commit"] for line in lines} == {runs.code_commit() or "", ""}
+    assert {line["commit"] for line in lines} == {runs.code_commit() or ""}
 
 
 def test_a_run_without_a_baseline_of_its_seed_is_told_with_its_accuracy(results):
@@ -2829,7 +2364,10 @@ def test_runs_that_cannot_be_compared_have_a_table_each(results, setting, value)
 )
 @torch.inference_mode()
 def test_a_teachers_map_is_shown_among_the_students_tokens(trained, name):
-    settings, student = train.read_settings(run(trained, name)), evaluation.load_student(run(trained, name))
+    settings, student = (
+        runs.read_settings(run(trained, name), train.Settings),
+        evaluation.load_student(run(trained, name)),
+    )
     teacher, images = train.build_teacher(settings), torch.randn(2, 3, 32, 32)
     theirs, ours = evaluation.both_maps(settings, student, teacher, images)
     kept = torch.arange(16 + teacher.config.prefix)
@@ -2844,7 +2382,7 @@ def test_a_teachers_map_is_shown_among_the_students_tokens(trained, name):
 
 def test_the_maps_of_a_copy_run_are_the_teachers_only_where_it_copies(trained):
     folder = run(trained, "deit_nano copy")
-    settings, student = train.read_settings(folder), evaluation.load_student(folder)
+    settings, student = runs.read_settings(folder, train.Settings), evaluation.load_student(folder)
     teacher, images = train.build_teacher(settings), torch.randn(2, 3, 32, 32)
     for blocks, same in (None, [True] * 4), ("1-2", [False, True, True, False]):
         theirs, ours = evaluation.both_maps(replace(settings, blocks=blocks), student, teacher, images)
@@ -2854,7 +2392,7 @@ def test_the_maps_of_a_copy_run_are_the_teachers_only_where_it_copies(trained):
 def test_agreement_prints_the_divergence_of_the_maps_by_block(trained):
     folder = run(trained, "deit_nano distill")
     shown = [float(row[1]) for row in cells_of(call(evaluation, "agreement", folder))[2:]]
-    settings, student = train.read_settings(folder), evaluation.load_student(folder)
+    settings, student = runs.read_settings(folder, train.Settings), evaluation.load_student(folder)
     images = torch.stack([image for image, _ in train.build_data(settings).val])
     with torch.inference_mode():
         pairs = zip(train.build_teacher(settings).attention_maps(images), student.attention_maps(images), strict=True)
@@ -2895,7 +2433,7 @@ def test_a_picture_is_drawn(trained, tmp_path, words):
 def test_speed_counts_every_variant_against_the_baseline():
     printed = call(evaluation, *"speed deit_nano --batch-size 4 --device cpu".split())
     rows = {row[0]: row[1:] for row in cells_of(printed)[2:]}
-    assert list(rows) == ["baseline", "copy", "distill, flash", "distill, plain"]
+    assert list(rows) == ["baseline", "copy", "distill, fused", "distill, plain"]
     assert rows["baseline"][1:] == ["1.00", "-"] and all(float(row[0]) > 0 for row in rows.values())
 
 
@@ -3002,7 +2540,7 @@ def test_keys_pointer_buttons_and_sliders_of_a_page_change_its_address(tmp_path)
 def test_a_page_that_would_be_too_large_names_blocks_that_fit():
     a_block = 2 * 17 * 257**2  # DINOv2-L at 224 px, teacher and student
     said = refused(evaluation.pictures.check_page_size, a_block, list(range(24)))
-    blocks = train.parse_blocks(said.rpartition(" ")[2])
+    blocks = choose_blocks(said.rpartition(" ")[2], 24)
     assert len(blocks) == 10 and blocks[0] == 0
     evaluation.pictures.check_page_size(a_block, blocks)
 
@@ -3010,13 +2548,13 @@ def test_a_page_that_would_be_too_large_names_blocks_that_fit():
 @pytest.mark.parametrize("name", ["a run", "dinov2_reg_nano", "siglip_nano"])
 @torch.inference_mode()
 def test_a_page_shows_the_numbers_of_torch_and_falls_back_from_a_malformed_address(trained, tmp_path, name):
-    page, image = tmp_path / "view.html", data.matching_part(1, data.VAL_SEED, teachers.HALF).source[0][0][None]
+    page, image = tmp_path / "view.html", data.matching_split(1, data.VAL_SEED, teachers.HALF).source[0][0][None]
     settings = train.Settings("deit_nano" if name == "a run" else name, weights="random", img_size=32)
     teacher = train.build_teacher(settings)
     config, words, sides = teacher.config, ["--teacher", name, "--weights", "random"], [teacher.attention_maps(image)]
     if name == "a run":
         folder = copy_of(trained, tmp_path / '<i>"a&"', "deit_nano distill")
-        settings = train.read_settings(folder)
+        settings = runs.read_settings(folder, train.Settings)
         models = train.build_teacher(settings), evaluation.load_student(folder)
         image = train.build_data(settings).val[0][0][None]
         sides = [model.attention_maps(image) for model in models]
@@ -3111,16 +2649,615 @@ def test_pictures_without_matplotlib_say_how_to_install_it(trained, monkeypatch)
     assert "pip install matplotlib" in refused(call, evaluation, *words)
 
 
-def test_a_run_of_the_first_version_is_refused_in_one_line_and_left_out_of_tables(trained, tmp_path):
+def test_a_run_of_an_earlier_version_is_refused_in_one_line_and_left_out_of_tables(trained, tmp_path, nano):
     folder = copy_of(trained, tmp_path, "deit_nano distill")
     config = runs.read_config(folder)
     config["settings"] |= {"heads": None, "temperature": 1.0}
     runs.write_json(folder / "config.json", config)
+    assert re.search("another version of this project .*'heads'", refused(call, evaluation, "accuracy", folder))
+    del config["table"]
+    runs.write_json(folder / "config.json", config)
     for words in ["accuracy", folder], ["curves", folder, "--figure", "c.png"]:
-        assert re.search("another version of this project .*'heads'", refused(call, evaluation, *words))
+        assert "has no table: it is of another version" in refused(call, evaluation, *words)
     shutil.copytree(run(trained, "deit_nano baseline"), tmp_path / "true")
     assert re.search("left out: .*another version", call(evaluation, "table", tmp_path))  # and the others are shown
     assert (folder / "student.safetensors").exists()
+    begun(shutil.copytree(folder, run_of("baseline")))  # Nor does training go on with it.
+    assert "it is of another version" in refused(call, train, *BASELINE, *QUICK)
+
+
+def test_tables_read_what_a_run_says_of_itself_and_not_the_registry(results, monkeypatch):
+    before = call(evaluation, "table", results)
+    monkeypatch.setattr(teachers, "TEACHERS", {})
+    monkeypatch.setattr(teachers, "FAMILIES", {})
+    assert call(evaluation, "table", results) == before and "| DeiT" in before
+
+
+# ---- support/matching.py and support/data.py -------------------------------------------------------------------------
+
+MEAN, STD = NORMALISATION = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+CPU = torch.device("cpu")
+
+
+def write_images(folder, count, size=(40, 30), mode="RGB", suffix=".png"):
+    """`count` different images of even colours in a class folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, (8 * i, 255 - 8 * i, 100)).convert(mode).save(folder / f"{i:03}{suffix}")
+
+
+def load(name, img_size=16, root="", **options):
+    return data.load_data(str(name), str(root), img_size, NORMALISATION, **options)
+
+
+def epoch_of(dataset, seed=0, epoch=0, workers=0):
+    """All images and labels of an epoch of training."""
+    plan = data.plan_epoch(len(dataset), 8, seed, epoch)
+    batches = list(data.Loader(dataset, workers, CPU).read(plan))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def labels_of(dataset):
+    return [label for _, label in dataset.split.items]
+
+
+def test_nothing_imports_torchvision_before_it_is_needed():
+    assert python("-c", "import sys, train, eval; sys.exit('torchvision' in sys.modules)").returncode == 0
+
+
+def test_matching_repeats_from_its_seed_and_fewer_images_are_the_first_of_more():
+    images, labels = matching.matching(300, seed=5)
+    assert images.shape == (300, 3, 32, 32) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    for count in 300, 37:
+        again, same = matching.matching(count, seed=5)
+        assert torch.equal(images[:count], again) and torch.equal(labels[:count], same)
+
+
+def test_matching_differs_between_seeds():
+    (images, labels), (other, others) = matching.matching(300, seed=5), matching.matching(300, seed=6)
+    assert (labels != others).float().mean() > 0.7
+    empty = (matching.paint(matching.layout(300, seed=5)) + matching.paint(matching.layout(300, seed=6))) == 0
+    assert torch.corrcoef(torch.stack([images[empty], other[empty]]))[0, 1].abs() < 0.02  # nor is the noise the same
+
+
+def test_matching_makes_ten_thousand_images_a_second_on_one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = quickest(lambda: matching.matching(5000, seed=0), 3)
+    torch.set_num_threads(threads)
+    assert 5000 / seconds > 10_000
+
+
+def test_the_cue_has_the_colour_of_one_glyph_whose_shape_is_the_label():
+    plan = matching.layout(500, seed=3)
+    _, labels = matching.matching(500, seed=3)
+    cells = matching.paint(plan).view(500, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(500, 16, 3, 64)
+    assert torch.equal(cells[:, 0].amin(2), cells[:, 0].amax(2))  # the cue fills its cell
+    colours = cells.amax(3)  # (B, 16, 3): the colour of what a cell holds, black if nothing
+    assert ((colours[:, 1:] > 0).any(2).sum(1) == 4).all()
+    match = (colours[:, 1:] == colours[:, :1]).all(2)
+    assert (match.sum(1) == 1).all()
+    drawn = cells[:, 1:][match].amax(1).view(500, 8, 8) > 0  # the glyph of the cue's colour
+    for mask, label in zip(drawn, labels.tolist()):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        found = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        stencil = torch.tensor([[p == "#" for p in row] for row in matching.GLYPHS[matching.SHAPES[label]].split()])
+        rows, columns = stencil.any(1), stencil.any(0)
+        assert torch.equal(found, stencil[rows][:, columns])
+
+
+def test_the_shapes_and_the_colours_are_far_from_each_other():
+    stencils = [torch.tensor([[p == "#" for p in row] for row in g.split()]) for g in matching.GLYPHS.values()]
+    assert len(matching.SHAPES) == 8 and all(s.shape == (6, 6) for s in stencils)
+    assert min((a ^ b).sum() for i, a in enumerate(stencils) for b in stencils[:i]) >= 8
+    with_black = torch.cat([matching.COLOURS, torch.zeros(1, 3)])
+    assert len(matching.COLOURS) == 8 and torch.pdist(with_black).min() > 0.8
+
+
+def test_matching_noise_has_a_deviation_of_015():
+    images, _ = matching.matching(500, seed=0)
+    clean = matching.paint(matching.layout(500, seed=0))
+    grey = clean == 0.5  # far from both ends, so hardly clamped
+    assert abs((images - clean)[grey].std() - 0.15) < 0.003 and abs((images - clean)[grey].mean()) < 0.003
+    assert images.min() == 0 and images.max() == 1
+
+
+def test_the_commonest_shape_is_right_for_41_percent_and_labels_are_even():
+    plan = matching.layout(10_000, seed=0)
+    _, labels = matching.matching(10_000, seed=0)
+    commonest = torch.nn.functional.one_hot(plan.shapes, 8).sum(1).argmax(1)
+    assert 0.38 < (commonest == labels).float().mean() < 0.44
+    assert (labels.bincount(minlength=8) / 10_000 - 1 / 8).abs().max() < 0.015
+
+
+def test_matching_is_loaded_normalised_and_resized():
+    raw, labels = matching.matching(20, data.TRAIN_SEED)
+    small, large = load("matching", 32, train_images=20), load("matching", 48, train_images=20)
+    expected = (raw[7] - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert torch.allclose(small.train[7][0], expected, atol=1e-6)
+    assert small.train[7][1] == labels[7] and type(small.train[7][1]) is int
+    resized = torch.nn.functional.interpolate(expected[None], (48, 48), mode="bilinear", antialias=True)[0]
+    assert torch.allclose(large.train[(7, 123)][0], resized, atol=1e-5)
+    assert (len(small.train), len(small.val), small.classes) == (20, 10_000, matching.SHAPES)
+
+
+def test_matching_has_500_training_images_that_are_not_held_out():
+    loaded = load("matching", 32)
+    assert len(loaded.train) == 500
+    held = {image.numpy().tobytes() for image, _ in loaded.val}
+    assert len(held) == 10_000 and not any(image.numpy().tobytes() in held for image, _ in loaded.train)
+
+
+def test_a_batch_of_matching_comes_within_5_ms():
+    train = load("matching", 32, train_images=128 * 12).train
+    batches = data.Loader(train, 0, CPU).read(data.plan_epoch(len(train), 128, 0, 0))
+    assert quickest(lambda: next(batches), 12) < 0.005
+
+
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation():
+    images = torch.rand(4, 3, 8, 8)
+    for channel in range(3):
+        expected = (images[:, channel] - MEAN[channel]) / STD[channel]
+        assert torch.allclose(data.normalise(images, MEAN, STD)[:, channel], expected, atol=1e-6)
+
+
+def test_a_folder_with_train_and_val_is_read_as_it_is_parted(tmp_path):
+    for part, count in [("train", 3), ("val", 2)]:
+        for name in "cat", "dog":
+            write_images(tmp_path / part / name, count)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    loaded = load(tmp_path)
+    assert (len(loaded.train), len(loaded.val), loaded.classes) == (6, 4, ["cat", "dog"])
+    image, label = loaded.train[5]  # the third dog
+    assert image.shape == (3, 16, 16) and label == 1
+    assert torch.allclose(image[:, 8, 8], (torch.tensor([16, 239, 100]) / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_a_plain_folder_holds_out_every_tenth_image_of_each_class(tmp_path):
+    for name, count in [("cat", 21), ("dog", 2), ("eel", 10)]:
+        write_images(tmp_path / name, count)
+    loaded = load(tmp_path)
+    assert loaded.classes == ["cat", "dog", "eel"]
+    assert Counter(labels_of(loaded.train)) == {0: 18, 1: 1, 2: 9}
+    assert Counter(labels_of(loaded.val)) == {0: 3, 1: 1, 2: 1}
+    chosen = [index for dataset in (loaded.train, loaded.val) for index, _ in dataset.split.items]
+    assert sorted(chosen) == list(range(33))
+
+
+def test_views_are_cropped_above_64_px_and_whole_below(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):  # black, with white columns at both ends that a central square leaves out
+            image = Image.new("RGB", (200, 100), "white")
+            image.paste("black", (20, 0, 180, 100))
+            image.save(tmp_path / name / f"{i}.png")
+    black = data.normalise(torch.zeros(3, 80, 80), MEAN, STD)
+    assert torch.allclose(load(tmp_path, 80).val[0][0], black)
+    assert load(tmp_path, 64).val[0][0][0, :, 0].min() > 2  # (1 - 0.5) / 0.2 is white
+
+
+def test_evaluation_sees_the_centre_224_of_256_pixels_and_all_of_the_shorter_side_above():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    for size, side in (224, 256), (256, 256), (384, 384):
+        wanted = picture.resize((side * 400 // 300, side), Image.Resampling.BICUBIC)
+        left, top = round((wanted.width - size) / 2), round((wanted.height - size) / 2)
+        wanted = wanted.crop((left, top, left + size, top + size))
+        seen = data.plain_view("imagenet", size, ((0, 0, 0), (1, 1, 1)))(picture)
+        assert torch.equal((255 * seen).round().byte().permute(1, 2, 0), torch.from_numpy(np.array(wanted)))
+
+
+def textured(size=(90, 70)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(40, 216, (8, 8, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+FILL = (124, 116, 104)
+FILLED = dict(resample=Image.BICUBIC, fillcolor=FILL)
+TIMM_OPERATIONS = (
+    "AutoContrast Equalize Invert PosterizeIncreasing SolarizeIncreasing SolarizeAdd Rotate ColorIncreasing "
+    "ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY TranslateXRel TranslateYRel"
+).split()
+
+
+@pytest.mark.parametrize("name, theirs", list(zip(randaugment.OPERATIONS, TIMM_OPERATIONS, strict=True)))
+def test_an_operation_of_randaugment_is_timms_to_the_bit_in_both_directions(name, theirs):
+    assert sorted(TIMM_OPERATIONS) == sorted(auto_augment._RAND_INCREASING_TRANSFORMS)
+    picture = textured()
+    for strength in 0.3, 0.6, 0.9:
+        drawn = set()
+        for seed in range(12):
+            random.seed(seed)  # of the direction
+            level, operation = auto_augment.LEVEL_TO_ARG[theirs], auto_augment.NAME_TO_OP[theirs]
+            changed = operation(picture, *(level(10 * strength, {}) if level else ()), **FILLED)
+            drawn.add(changed.tobytes())
+        ours = {randaugment.operate(name, picture, sign * strength, list(FILL)).tobytes() for sign in (1, -1)}
+        assert ours == drawn and picture.tobytes() not in ours
+
+
+def test_randaugment_changes_images_as_much_as_timms(monkeypatch):
+
+    def changes(augment):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        changed = [np.abs(np.asarray(augment(picture), float) - picture).mean() for _ in range(3000)]
+        return np.mean(changed), np.std(changed) / 3000**0.5, np.mean(np.array(changed) == 0)
+
+    # Pillow refuses a posterise to 0 bits, which timm asks for at full strength.
+    posterize = auto_augment.ImageOps.posterize
+    monkeypatch.setattr(auto_augment.ImageOps, "posterize", lambda image, bits: posterize(image, max(1, bits)))
+    picture, options = textured(), dict(img_mean=FILL, interpolation=Image.BICUBIC)
+    theirs = changes(auto_augment.rand_augment_transform("rand-m9-mstd0.5-inc1", options))
+    ours = changes(lambda image: randaugment.rand_augment(image, 9, [share / 255 for share in FILL]))
+    assert abs(ours[0] - theirs[0]) < 4 * (ours[1] ** 2 + theirs[1] ** 2) ** 0.5
+    assert abs(ours[2] - theirs[2]) < 0.04 and 0.25 < ours[2] < 0.33
+
+
+def test_randaugment_and_erasing_follow_from_the_seed_of_the_image(tmp_path):
+    loaded = load(noise_folders(tmp_path), 64, randaugment=9.0, erasing=1.0).train
+    assert loaded[0, 5][0].equal(loaded[0, 5][0]) and not loaded[0, 5][0].equal(loaded[0, 6][0])
+
+
+def test_erasing_fills_a_rectangle_of_at_most_a_third_with_noise():
+    view = data.augmented_view("imagenet", 96, ((0, 0, 0), (1, 1, 1)), erasing=1.0)
+    erased = [view(Image.new("RGB", (96, 96), "black")) for _ in range(100)]
+    shares = [(image != 0).float().mean().item() for image in erased]
+    noise = erased[-1][erased[-1] != 0]
+    assert abs(noise.mean()) < 0.2 and 0.8 < noise.std() < 1.2  # N(0, 1)
+    assert 0.015 < min(shares) < 0.05 and 0.28 < max(shares) < 0.345
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1"])
+def test_images_of_other_modes_become_rgb(tmp_path, mode):
+    suffix = ".jpg" if mode == "CMYK" else ".png"
+    for name in "ab":
+        write_images(tmp_path / name, 2, mode=mode, suffix=suffix)
+    assert Image.open(tmp_path / "a" / f"000{suffix}").mode == mode
+    assert load(tmp_path).train[0][0].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("mode, suffix", [("I;16", ".png"), ("I;16", ".tif"), ("I", ".tif"), ("F", ".tif")])
+def test_images_of_16_bits_are_scaled_and_those_of_32_are_refused(mode, suffix, tmp_path):
+    wide = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 257 times 0 to 255
+    kinds = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+    Image.fromarray(wide.astype(kinds[mode])).save(path := tmp_path / f"a{suffix}")
+    if mode == "I;16":
+        assert np.array_equal(np.asarray(data.read_image(path))[..., 1], wide // 257)
+    else:
+        assert re.search(f"{path}.*more than 16 bits", refused(data.read_image, path))
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, SyntaxError, Image.DecompressionBombError, KeyError])
+@pytest.mark.parametrize("kind", ["folder", "pets"])
+def test_an_image_of_which_nothing_can_be_decoded_is_named_in_any_set(kind, error, tmp_path, monkeypatch):
+    write_images(tmp_path / "a", 3)
+    pets = argparse.Namespace(classes=["cat"], _labels=[0, 0], _images=[tmp_path / "a" / "000.png"] * 2)
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", lambda *a, **o: pets)
+    loaded = load(tmp_path) if kind == "folder" else load("pets")
+
+    monkeypatch.setattr(Image, "open", Mock(side_effect=error("of PIL's")))
+    said = refused(lambda: loaded.train[0])
+    assert re.search(rf"cannot read {tmp_path}/a/00\d.png as an image .*of PIL's.*; replace it", said)
+    assert re.search(rf"cannot open {tmp_path}/a/00\d.png as an image", refused(data.check_images, tmp_path))
+
+
+def test_a_picture_that_would_be_black_as_nothing_of_it_can_be_decoded_is_refused_and_a_missing_one_too(
+    tmp_path, monkeypatch
+):
+    whole = io.BytesIO()
+    textured().save(whole, "png")
+    (tmp_path / "a.png").write_bytes(whole.getvalue()[: whole.getvalue().index(b"IDAT") + 4])
+    assert "nothing of it can be decoded" in refused(data.read_image, tmp_path / "a.png")
+    pets = argparse.Namespace(classes=["cat"], _labels=[0, 0], _images=[tmp_path / "a.png", tmp_path / "b.png"])
+    monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", lambda *a, **o: pets)
+    assert "only partly unpacked: 1 of 2 images" in refused(load, "pets")
+
+
+class Deadly(torch.utils.data.Dataset):
+    def __getitem__(self, index):
+        os._exit(1)  # as the system ends a process that is too large
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do():
+    with pytest.raises(RuntimeError) as dead:
+        list(data.Loader(Deadly(), 1, CPU).read([[0]]))
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # torch may say so at any time
+    for error in dead.value, killed:
+        assert re.search("died.* --workers 0, or give .*/dev/shm", errors.in_a_line(error))
+    with pytest.raises(RuntimeError, match="a bug"):
+        errors.in_a_line(RuntimeError("a bug"))
+
+
+def test_copies_that_nobody_waits_for_are_made_on_cuda_alone(monkeypatch):
+    asked, to = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: asked.append(non_blocking) or self)
+    for device in "cpu", "mps", "cuda":
+        loader = data.Loader([(torch.ones(3), 1)], 0, CPU)
+        loader.device = torch.device(device)
+        list(loader.read([[0]]))
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert asked == [False] * 4 + [True] * 2
+
+
+def test_hidden_files_and_folders_are_no_images_and_gifs_are(tmp_path):
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 2, mode="P", suffix=".gif")
+    write_images(tmp_path / ".thumbnails", 2)
+    write_images(tmp_path / "cat" / ".thumbnails", 2)
+    (tmp_path / "cat" / "._000.png").write_bytes(b"what another system keeps of a file")
+    loaded = load(tmp_path)
+    assert (len(loaded.train), len(loaded.val), loaded.classes) == (2, 2, ["cat", "dog"])
+
+
+def test_a_class_without_validation_images_shifts_no_label(tmp_path):
+    for name in "cat", "dog", "eel":
+        write_images(tmp_path / "train" / name, 1)
+    for name in "cat", "eel":
+        write_images(tmp_path / "val" / name, 1)
+    assert [label for _, label in load(tmp_path).val] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "folders, says",
+    [
+        ({"train/cat": 2}, "has train, but train and val are needed"),
+        ({"test/cat": 2}, "has test, but train and val are needed"),
+        ({"train/cat": 2, "test/cat": 2}, "has test and train, but train and val are needed"),
+        ({"train/cat": 1, "val/cat": 1, "val/eel": 1}, "class 'eel' of"),
+        ({"cat": 2, "dog": 0}, "'dog'"),
+        ({"cat": 2, "dog": 1}, "class 'dog' of"),  # some are held out
+        ({"": 1}, "has no class folders"),
+        ({}, "unknown dataset"),  # nor is it there
+    ],
+    ids=str,
+)
+def test_a_folder_without_the_images_that_are_needed_is_named_and_what_it_lacks(folders, says, tmp_path):
+    for name, count in folders.items():
+        write_images(tmp_path / "set" / name, count)
+    said = refused(load, tmp_path / "set")
+    assert says in said and f"{tmp_path}/set" in said and "'cat'" not in said
+
+
+def test_a_misspelt_data_set_is_answered_with_the_nearest():
+    said = refused(load, "matchin")
+    assert "'matchin'" in said and "matching" in said and "folder" in said
+
+
+def test_imagenet_is_read_from_its_folders_which_are_named_where_they_are_missing(tmp_path):
+    said = refused(load, "imagenet", root=tmp_path)
+    assert f"{tmp_path}/imagenet/train" in said and f"{tmp_path}/imagenet/val" in said
+    for part in "train", "val":
+        write_images(tmp_path / "imagenet" / part / "n01440764", 2)
+    assert len(load("imagenet", root=tmp_path).val) == 2
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 2)
+    (tmp_path / "dog" / "001.png").write_bytes(b"nothing of the kind")
+    assert "dog/001.png as an image" in refused(data.check_images, tmp_path)
+
+
+def test_a_truncated_image_loads_with_a_warning_that_names_it(tmp_path):
+    whole = noise_folders(tmp_path, each=3, size=(24, 24)) / "b" / "1.png"
+    Image.open(whole).resize((300, 300)).save(path := whole.with_suffix(".jpg"))
+    whole.unlink()
+    os.truncate(path, path.stat().st_size // 2)
+    train = load(tmp_path, 60).train
+    paths = [train.split.source[index][0] for index, _ in train.split.items]
+    with pytest.warns(UserWarning) as caught:
+        image, label = train[paths.index(str(path))]
+    assert len(caught) == 1 and str(path) in str(caught[0].message)
+    assert label == 1 and image[:, :20].std(dim=(1, 2)).min() > 0.1  # the top was decoded
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train[0]  # the others load in silence
+
+
+def test_too_many_or_too_few_training_images_are_answered_with_both_numbers(tmp_path):
+    noise_folders(tmp_path, "abc", 4)  # of which 9 train
+    for name, asked, right in (tmp_path, 10, " 9 "), (tmp_path, 2, " 3 "):
+        said = refused(load, name, train_images=asked)
+        assert f"{asked} training" in said and right in said
+
+
+def test_a_subset_is_balanced_and_the_same_at_every_call(tmp_path):
+    noise_folders(tmp_path, "abc", 12)  # of which 30 train
+    subset = load(tmp_path, train_images=14).train
+    items = subset.split.items
+    assert sorted(Counter(labels_of(subset)).values()) == [4, 5, 5]
+    assert len(set(items)) == 14 and items != sorted(items)
+    torch.manual_seed(99)
+    assert load(tmp_path, train_images=14).train.split.items == items
+    assert load(tmp_path, train_images=20).train.split.items[:14] == items
+    assert all(subset[i][1] == items[i][1] == subset.split.source[items[i][0]][1] for i in range(14))
+
+
+@pytest.mark.parametrize("name", list(data.SOURCES))
+def test_a_set_that_cannot_be_downloaded_says_where_its_files_belong(name, tmp_path, monkeypatch):
+    offline = Mock(side_effect=urllib.error.URLError("no route\nto host"))
+    monkeypatch.setattr(f"torchvision.datasets.{data.SOURCES[name].kind}", offline)
+    said = refused(load, name, root=tmp_path)
+    assert name in said and f"{tmp_path}/{data.SOURCES[name].files}" in said and "no route" in said
+    assert offline.call_args.kwargs["download"] is True
+
+
+@pytest.mark.parametrize("name", sorted(set(data.SOURCES) - {"svhn", "flowers102"}))  # these want scipy first
+def test_torchvision_looks_for_a_set_and_does_not_find_it(name, tmp_path):
+    assert f"cannot load {name}" in refused(load, name, root=tmp_path)
+
+
+def write_fashion_mnist(root):
+    """20 training and 10 test images as torchvision keeps them: idx files, of which image i is 10 * i all over."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in [("train", 20), ("t10k", 10)]:
+        pixels = np.repeat(np.arange(count, dtype=np.uint8) * 10, 28 * 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, count, 28, 28) + pixels.tobytes())
+        labels = bytes(i % 10 for i in range(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, count) + labels)
+
+
+def test_fashion_mnist_loads_as_rgb_at_the_size_asked_for(tmp_path):
+    write_fashion_mnist(tmp_path)
+    loaded = load("fashion_mnist", 48, root=tmp_path)
+    assert (len(loaded.train), len(loaded.val), loaded.classes[9]) == (20, 10, "Ankle boot")
+    image, label = loaded.train[13]
+    assert label == 3 and image.shape == (3, 48, 48) and image.dtype == torch.float32 and type(image) is torch.Tensor
+    assert torch.allclose(image[:, 0, 0], (130 / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_inat2018_holds_out_every_tenth_image_of_each_species(tmp_path, monkeypatch):
+    monkeypatch.delitem(data.COUNTS, "inat2018")  # as if the few here were all that it has
+    for species, count in [(0, 11), (1, 3)]:
+        write_images(tmp_path / "2018" / "Birds" / str(species), count)
+    loaded = load("inat2018", root=tmp_path)
+    assert Counter(labels_of(loaded.train)) == {0: 9, 1: 2} and Counter(labels_of(loaded.val)) == {0: 2, 1: 1}
+    names = [loaded.val.split.source.index[index][1] for index, _ in loaded.val.split.items]
+    assert names == ["000.png", "010.png", "000.png"]
+    assert loaded.classes == ["Birds/0", "Birds/1"] and loaded.val[2][1] == 1
+
+
+@pytest.mark.parametrize("name, folder", [("imagenette", "imagenette2-320"), ("inat2018", "2018")])
+def test_a_set_that_is_only_partly_unpacked_is_refused_and_its_folder_named(name, folder, tmp_path):
+    for part in ("train/n01440764", "val/n01440764") if name == "imagenette" else ("Birds/0",):
+        write_images(place := tmp_path / folder / part, 2, suffix=".jpeg")
+    said = refused(load, name, root=tmp_path)
+    assert "only partly unpacked" in said and f"delete {tmp_path}/{folder}" in said and place.is_dir()
+
+
+def test_imagenette_takes_the_first_name_of_each_class(tmp_path, monkeypatch):
+    monkeypatch.delitem(data.COUNTS, "imagenette")  # as if the few here were all that it has
+    for part in "train", "val":
+        for wnid in "n01440764", "n02102040":
+            write_images(tmp_path / "imagenette2-320" / part / wnid, 2, suffix=".jpeg")
+    loaded = load("imagenette", root=tmp_path)
+    assert loaded.classes == ["tench", "English springer"] and labels_of(loaded.train) == [0, 0, 1, 1]
+
+
+def test_augmentation_is_the_same_with_0_and_2_workers(tmp_path):
+    train = load(noise_folders(tmp_path, each=21)).train
+    alone, labels = epoch_of(train, seed=1, epoch=2)
+    helped, same = epoch_of(train, seed=1, epoch=2, workers=2)
+    assert torch.equal(alone, helped) and torch.equal(labels, same) and len(alone) == 36
+
+
+def test_augmentation_depends_on_seed_epoch_and_index(tmp_path):
+    train = load(noise_folders(tmp_path, each=21)).train
+    plans = [data.plan_epoch(len(train), 8, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    first, later, other = (dict(sum(plan, [])) for plan in plans)
+    assert len({*first.values(), *later.values(), *other.values()}) == 3 * len(train)
+    assert not torch.equal(train[(3, first[3])][0], train[(3, later[3])][0])
+    assert torch.equal(train[(3, first[3])][0], train[(3, first[3])][0])
+
+
+def test_images_are_augmented_in_training_alone(tmp_path):
+    train, plain = load(noise_folders(tmp_path)).train, load(tmp_path, augment=False).train
+    assert not torch.equal(train[(0, 1)][0], train[0][0])
+    assert torch.equal(train[0][0], plain[0][0]) and torch.equal(plain[(0, 1)][0], plain[0][0])
+
+
+def test_loading_leaves_the_global_random_state_alone(tmp_path):
+    train = load(noise_folders(tmp_path, each=21)).train
+    before = torch.get_rng_state()
+    epoch_of(train, seed=0)
+    epoch_of(load("matching", 32, train_images=20).train)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_digits_are_never_mirrored_but_other_images_are():
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1)))  # brighter to the right
+    rises = {}
+    for name in "svhn", "cifar10":
+        augmented = data.augmented_view(name, 32, NORMALISATION)
+        torch.manual_seed(0)
+        rises[name] = [bool(crop[0, 16, -1] > crop[0, 16, 0]) for crop in (augmented(ramp) for _ in range(40))]
+    assert all(rises["svhn"]) and 5 < sum(rises["cifar10"]) < 35
+
+
+def test_the_processes_of_an_evaluation_part_the_set_in_order():
+    shares = [sum(data.in_order(23, 4, rank, 3), []) for rank in range(3)]
+    assert shares[1] == list(range(1, 23, 3))
+    assert sorted(sum(shares, [])) == list(range(23))
+    assert [len(batch) for batch in data.in_order(23, 4)] == [4, 4, 4, 4, 4, 3]
+
+
+def indices(plan):
+    return [index for batch in plan for index, _ in batch]
+
+
+def test_an_epoch_has_each_image_once_and_a_shorter_last_batch():
+    plan = data.plan_epoch(23, 6, seed=3, epoch=1)
+    assert [len(batch) for batch in plan] == [6, 6, 6, 5] and sorted(indices(plan)) == list(range(23))
+
+
+def test_a_last_batch_that_leaves_a_process_without_an_image_is_left_out():
+    assert [len(batch) for batch in data.plan_epoch(25, 8, 0, 0, world=4)] == [8, 8, 8]
+    assert [len(batch) for batch in data.plan_epoch(28, 8, 0, 0, world=4)] == [8, 8, 8, 4]
+    said = refused(data.plan_epoch, 3, 8, 0, 0, world=4)
+    assert "4 processes cannot share a batch of 3 images; raise --batch-size" in said
+
+
+def test_batches_are_shuffled_by_seed_and_epoch():
+    orders = [indices(data.plan_epoch(50, 8, seed, epoch)) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    assert len({tuple(order) for order in [*orders, range(50)]}) == 5
+    assert indices(data.plan_epoch(50, 8, 1, 1)) == orders[3]
+
+
+# ---- support/files.py ------------------------------------------------------------------------------------------------
+
+
+def test_replacing_writes_all_or_nothing(tmp_path, cache):
+    path = tmp_path / "new" / "file"
+    with replacing(path) as part:
+        part.write_text("old")
+        assert not path.exists()
+    for error in KeyboardInterrupt, ZeroDivisionError, RuntimeError, UserError:
+        with pytest.raises(error), replacing(path) as part:
+            part.write_text("half")
+            raise error("no trouble with writing")
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_two_that_write_the_same_file_have_a_temporary_one_each_and_the_umask_gives_its_mode(tmp_path):
+    before = os.umask(0o027)
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        save_file({"a": torch.ones(2)}, one)
+        save_file({"a": torch.zeros(2)}, other)
+        assert one != other and load_file(one)["a"].sum() == 2
+    os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640 and len(list(tmp_path.iterdir())) == 1
+
+
+FULL_DISK = """
+import resource, signal, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from support.errors import UserError
+from support.runs import Checkpoint
+from support.files import replacing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+big = torch.nn.Linear(100, 1000)
+def file(save):
+    with replacing(Path("file")) as part:
+        save(part)
+for write in (
+    lambda: Checkpoint(Path("."), {"part": big}).save(1, 0.0),
+    lambda: file(lambda part: save_file(big.state_dict(), part)),
+    lambda: file(lambda part: part.write_text("a" * 100_000)),
+):
+    try:
+        write()
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_fills_up_while_writing_is_told_in_one_line_by_every_way_of_saving(tmp_path, cache):
+    ended = python("-c", FULL_DISK, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = [line.split(":")[0] for line in ended.stdout.splitlines()]
+    assert said == ["cannot write checkpoint.pt", "cannot write file", "cannot write file"]
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- README.md -------------------------------------------------------------------------------------------------------
@@ -3130,8 +3267,76 @@ README = (HERE / "README.md").read_text()
 
 def test_the_code_of_the_method_in_readme_stands_so_in_the_files():
     code = "".join((HERE / name).read_text() for name in ("transfer.py", "teachers.py"))
-    blocks = [block for block in re.findall("```python\n(.*?)```", README, re.DOTALL) if "import" not in block]
+    blocks = [block for block in blocks_of_readme() if "import" not in block and "post" not in block]
     assert len(blocks) == 4 and all(block in code for block in blocks)
+
+
+def blocks_of_readme() -> list[str]:
+    return re.findall("```python\n(.*?)```", README, re.DOTALL)
+
+
+ADDED = """
+import torch, train
+from model import ViT, native_components
+from teachers import TEACHERS, student_config
+from transfer import AttentionTransfer, init_from, part_of
+
+assert native_components(TEACHERS["post_nano"].config) == ["post_norm"]
+assert student_config("post_nano", "post_norm") == student_config("post_nano", "native") != student_config("post_nano")
+student, teacher = ViT(student_config("post_nano", "native", 8)), ViT(TEACHERS["post_nano"].config)
+for model in student, teacher:
+    [torch.nn.init.normal_(parameter) for name, parameter in model.named_parameters() if "post" in name]
+torch.manual_seed(0)
+images, parts = torch.randn(2, 3, 32, 32), {part_of(name) for name in student.state_dict() if "post" in name}
+assert parts == {"norms"}
+logits, loss = AttentionTransfer(student, teacher, "distill")(images)
+(logits.sum() + loss).backward()
+assert all(p.grad is not None and p.grad.abs().max() > 0 for name, p in student.named_parameters() if "post" in name)
+ours, theirs = student.blocks[0].norm_post1.weight, teacher.blocks[0].norm_post1.weight
+assert not ours.equal(theirs)
+init_from(student, teacher, "norms")
+assert ours.equal(theirs)
+train.main()
+"""
+
+
+def test_the_native_component_that_readme_adds_is_in_students_runs_and_weights(tmp_path):
+    for path in [*HERE.glob("*.py"), *HERE.glob("support/*.py")]:
+        (copied := tmp_path / path.relative_to(HERE)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, copied)
+    field, modules, lines = (block for block in blocks_of_readme() if "post" in block)
+    code = (HERE / "model.py").read_text()
+    used = [line + "\n" for line in code.splitlines() if line.strip().startswith("x = x + with_drops(")]
+    last = "        self.ls2 = nn.Identity() if config.layerscale is None else LayerScale(config)\n"
+    for old, new in (
+        ("    def __post_init__", f"{field}\n    def __post_init__"),
+        (last, last + modules),
+        ("".join(used), lines),
+    ):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    (tmp_path / "model.py").write_text(code)
+    registry = (tmp_path / "teachers.py").read_text()
+    registry = registry.replace(
+        "FAMILIES = {\n", 'FAMILIES = {\n    "post": Family("ViT with a norm after each layer", ""),\n'
+    )
+    registry = registry.replace("NATIVE = {\n", 'NATIVE = {\n    "post": dict(post_norm=True),\n')
+    (tmp_path / "teachers.py").write_text(registry)
+    words = "--teacher post_nano --weights random --mode transfer --student native --init norms --epochs 1".split()
+    words += "--train-images 20 --validate-every 1".split()
+    ended = subprocess.run(
+        [sys.executable, "-c", ADDED, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (
+        "post_norm"
+        in read_json(tmp_path, "runs/post_nano(random)-matching-distill-native-init=norms-seed0/config.json")["student"]
+    )
+
+
+def test_a_module_of_a_block_belongs_to_the_part_that_its_name_says():
+    for module, part in dict(norm3="norms", post1="attention", gate="attention", post2="mlp").items():
+        assert transfer.part_of(f"blocks.0.{module}.weight") == part
 
 
 def test_every_command_of_readme_can_be_read():

@@ -2,22 +2,21 @@
 
 Read this file after model.py. First stand the two methods of Li et al. (arXiv 2411.09702), each defined over whole
 maps, and `AttentionTransfer`, whose `forward` is the method. Below are the same loss without a map, the variants that
-both papers study (of which v and output are no routing: they are there to compare with), alignment, parts of weights,
-and measures.
+both papers study (v and output are not routing; they serve as comparisons), alignment, parts of weights, and measures.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import Attended, Reroute, Routing, ViT, ViTConfig, attend, attention_logits, attention_map
+from model import Attended, Drops, Handed, Routing, ViT, ViTConfig, attend, attention_logits, attention_map, layer_of
 from support.errors import UserError, unknown
 
-METHODS = ("copy", "distill")  # what is done with the teacher's attention
-WHAT = ("map", "q", "k", "v", "output")  # and with what part of it
+METHODS = ("copy", "distill")
+WHAT = ("map", "q", "k", "v", "output")  # what of the teacher's attention is copied or distilled
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
@@ -27,14 +26,14 @@ def copied(teacher: Routing, v: Tensor) -> Tensor:
 
 def cross_entropy(p: Tensor, log_s: Tensor) -> Tensor:
     """The cross-entropy of each row, in nats: from the teacher's p and the student's log s, both (..., N), to (...)."""
-    return -(p * log_s).sum(-1)  # over the tokens that one token looks at
+    return -(p * log_s).sum(-1)
 
 
 def distillation_loss(teacher: Routing, student: Routing, row_loss: Callable = cross_entropy) -> Tensor:
     """Attention Distillation: how far each row of the student's map is from the teacher's, a mean over all rows."""
     p = attention_map(teacher)  # (B, H, N, N)
-    log_s = attention_logits(student).log_softmax(-1)  # the logarithm of the student's map
-    return row_loss(p, log_s).mean()  # over images, heads and queries
+    log_s = attention_logits(student).log_softmax(-1)  # This is the logarithm of the student's map.
+    return row_loss(p, log_s).mean()  # The mean is over images, heads and queries.
 
 
 class AttentionTransfer(nn.Module):
@@ -44,11 +43,12 @@ class AttentionTransfer(nn.Module):
         student, teacher: `check_match` says what they must share. The teacher is frozen and stays in eval mode.
         method: "copy": the student reads with the teacher's maps, in training and after it, and the loss is 0.
             "distill": the loss compares the maps, a sum over blocks, and the teacher is needed in training alone.
-        blocks: how many of the first blocks, or a list of numbers from 0; all unless told.
+        blocks: which blocks, as `choose_blocks` reads them; all unless told.
         what: "map"; "q", "k" or "v" alone; or, to distill, the "output" of attention. Distilling anything but maps is
             by mean squared error.
         loss: how to compare maps, one of `LOSSES`.
-        flash: True: the loss builds no map, where that can be (see `use_fused`); False: it does; None: the faster one.
+        fused: whether the loss is computed without a map. True: where supported (see `use_fused`); False: never; None:
+            where it is faster.
     """
 
     def __init__(
@@ -56,15 +56,15 @@ class AttentionTransfer(nn.Module):
         student: ViT,
         teacher: ViT | None,
         method: str,
-        blocks: int | Sequence[int] | None = None,
+        blocks: str | int | Sequence[int] | None = None,
         what: str = "map",
         loss: str = "cross_entropy",
-        flash: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         super().__init__()
         check_variant(method, what, loss)
         self.student, self.teacher = student, teacher
-        self.method, self.what, self.row_loss, self.flash = method, what, LOSSES[loss], flash
+        self.method, self.what, self.row_loss, self.fused = method, what, LOSSES[loss], fused
         self.blocks = choose_blocks(blocks, student.config.depth)
         if teacher is not None:
             check_match(teacher.config, student.config)
@@ -73,71 +73,76 @@ class AttentionTransfer(nn.Module):
             raise UserError("method copy needs the teacher, in evaluation too; give AttentionTransfer one")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        no_loss = images.new_zeros(())  # a scalar, as the loss is
+        no_loss = images.new_zeros(())
         if self.method == "distill" and not self.training:
-            return self.student(images), no_loss  # the teacher has done its work
+            return self.student(images), no_loss  # The teacher has done its work.
 
-        # The teacher looks. In training it leaves out the layers that the student leaves out (stochastic depth): so
-        # the maps of both come from the same part of the network.
+        # The teacher looks. In training it leaves out the layers that the student leaves out (stochastic depth), so
+        # that the maps of both come from the same layers.
         drops = self.student.draw_drops(images)
-        theirs = self.teacher_targets(images, drops)  # by block
+        theirs = self.teacher_targets(images, drops)
 
         # Attention Copy: the student reads with what the teacher hands over.
         if self.method == "copy":
-            return self.student(images, reroutes=self.reroutes(theirs), drops=drops), no_loss
+            return self.student(images, handed=self.handed(theirs), drops=drops), no_loss
 
         # Attention Distillation: the student looks for itself, and is compared block by block.
-        seen = []  # what each of its blocks did
+        seen = []  # Each block of the student notes here what its attention did.
         logits = self.student(images, drops=drops, seen=seen)
         losses = [self.block_loss(theirs[block], seen[block]) for block in self.blocks]
-        return logits, torch.stack(losses).sum()  # a sum over blocks, as in arXiv 2411.09702
+        return logits, torch.stack(losses).sum()  # The sum over blocks is that of arXiv 2411.09702.
 
     @torch.no_grad()
-    def teacher_routings(self, images: Tensor, drops: Tensor | None = None) -> dict[int, Routing]:
+    def teacher_routings(self, images: Tensor, drops: Drops | None = None) -> dict[int, Routing]:
         """Where the teacher looks, by block, among the tokens that the student has. It runs no further than needed."""
         routings = self.teacher.route(images, self.blocks[-1] + 1, drops)
         configs = self.teacher.config, self.student.config
         return {block: align(routings[block], *configs) for block in self.blocks}
 
-    def teacher_targets(self, images: Tensor, drops: Tensor | None = None) -> dict[int, Routing | Tensor]:
-        """What the student copies or is compared with, by block: routings, or v or the output of attention."""
-        look = self.teacher_values if self.what in ("v", "output") else self.teacher_routings
-        return look(images, drops)
-
-    @torch.no_grad()
-    def teacher_values(self, images: Tensor, drops: Tensor | None) -> dict[int, Tensor]:
-        """The teacher's v, or its attention's output, by block, at the tokens that the student has."""
+    def teacher_targets(self, images: Tensor, drops: Drops | None = None) -> dict[int, Routing | Tensor]:
+        """What the student copies or is compared with, by block: a routing, or q, k, v or output (see `what`)."""
+        if self.what in ("map", "q", "k"):
+            routings = self.teacher_routings(images, drops)
+            return {block: r if self.what == "map" else getattr(r, self.what) for block, r in routings.items()}
         seen = []
-        self.teacher.run(images, self.blocks[-1] + 1, drops=drops, seen=seen)
+        with torch.no_grad():
+            self.teacher.forward_blocks(images, self.blocks[-1] + 1, drops=drops, seen=seen)
         configs = self.teacher.config, self.student.config
         return {block: drop_registers(getattr(seen[block], self.what), -2, *configs) for block in self.blocks}
 
-    def reroutes(self, theirs: dict[int, Routing | Tensor]) -> dict[int, Reroute]:
-        """What each block of a copying student reads with: all of the teacher's routing, or one of its q, k and v."""
-        if self.what == "map":
-            return theirs
-        return {block: partial(with_part, theirs=target, what=self.what) for block, target in theirs.items()}
+    def handed(self, theirs: dict[int, Routing | Tensor]) -> dict[int, Handed]:
+        """What each block of a copying student is handed: all of the teacher's routing, or one of its q, k and v."""
+        field = "routing" if self.what == "map" else self.what
+        return {block: Handed(**{field: target}) for block, target in theirs.items()}
 
     def block_loss(self, target: Routing | Tensor, seen: Attended) -> Tensor:
         """The loss of one block, from what the teacher hands over and what the student's block did."""
-        # In float32 even under autocast: bfloat16 has three digits, and the shares of a row are small.
+        # bfloat16 has three digits, and the shares of a row are small: the loss is in float32, under autocast too.
         with torch.autocast(seen.v.device.type, enabled=False):
             if self.what == "map":
                 theirs, ours = in_float32(target), in_float32(seen.routing)
-                if use_fused(ours, self.row_loss, self.flash):
+                if use_fused(ours, self.row_loss, self.fused):
                     return fused_cross_entropy(theirs, ours)
                 return distillation_loss(theirs, ours, self.row_loss)
-            if self.what in ("q", "k"):
-                theirs, ours = getattr(target, self.what), getattr(seen.routing, self.what)
-            else:
-                theirs, ours = target, getattr(seen, self.what)
-            return F.mse_loss(at_least_float32(ours), at_least_float32(theirs))
+            ours = getattr(seen.routing if self.what in ("q", "k") else seen, self.what)
+            return F.mse_loss(at_least_float32(ours), at_least_float32(target))
 
     def train(self, mode: bool = True) -> "AttentionTransfer":
-        super().train(mode)  # which would put the teacher into training mode, too
+        super().train(mode)  # This puts the teacher into training mode, too.
         if self.teacher is not None:
             self.teacher.eval()
         return self
+
+
+class StudentAlone(nn.Module):
+    """A student that trains without a teacher, called as `AttentionTransfer` is: (logits, a transfer loss of 0)."""
+
+    def __init__(self, student: ViT) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.student(images), images.new_zeros(())
 
 
 def at_least_float32(x: Tensor | None) -> Tensor | None:
@@ -158,43 +163,43 @@ def fused_cross_entropy(teacher: Routing, student: Routing) -> Tensor:
 
         cross-entropy = logsumexp(s) - sum_j p_j s_j = logsumexp(s) - q.(p K) / sqrt(d),
 
-    where p K is attention: a row of the teacher's map, which reads the student's keys K in the place of v. torch's
-    attention hands out the logsumexp, too, but without a gradient. The derivative of logsumexp(s) is softmax(s), the
+    where p K is attention: a row of the teacher's map, which reads the student's keys K in the place of v. Fast
+    attention also returns the logsumexp, but without a gradient. The derivative of logsumexp(s) is softmax(s), the
     student's own row. So with respect to q and K the cross-entropy has the gradient of
 
         q.(softmax(s) K - p K) / sqrt(d), with the q and K inside softmax(s) held constant: attention once more.
     """
-    q, k, _ = student  # which has no bias
+    q, k, _ = student  # `use_fused` has made sure that it has no bias.
     scale = q.shape[-1] ** -0.5  # 1 / sqrt(d)
     read_by_teacher = attend(teacher, k)  # p K, (B, H, N, d)
     # Detached, so that softmax(s) is held constant: only the k that is read has a gradient.
     read_by_student, logsumexp = attend_with_logsumexp(q.detach(), k.detach(), k)
     value = logsumexp.mean() - (q * read_by_teacher).sum(-1).mean() * scale
     surrogate = (q * (read_by_student - read_by_teacher)).sum(-1).mean() * scale
-    # The value of the one, the gradient of the other: the bracket is 0, and has the surrogate's gradient.
+    # This has the value of the one and the gradient of the other: the bracket is 0, and has the surrogate's gradient.
     return value.detach() + (surrogate - surrogate.detach())
 
 
 def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attention (B, H, N, d) and the logsumexp of its logits (B, H, N), by the operators below torch's attention."""
     if q.is_cuda:
-        # Of the two operators on CUDA, this one takes float32. Its logsumexp is padded to a multiple of 32 queries.
+        # CUDA has two such operators. This one takes float32, and pads its logsumexp to a multiple of 32 queries.
         out, logsumexp = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
         return out, logsumexp[..., : q.shape[2]]
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
 
 
-FUSED_FROM = 400  # tokens, from which on the fused loss is the faster one on a CPU
+FUSED_FROM = 400  # From so many tokens on, the fused loss is the faster one on a CPU.
 
 
-def use_fused(student: Routing, row_loss: Callable, flash: bool | None) -> bool:
-    """Whether the loss is computed without a map: where it can be, and is faster or asked for by `flash`."""
-    device, tokens = student.q.device.type, student.q.shape[2]  # N
+def use_fused(student: Routing, row_loss: Callable, fused: bool | None) -> bool:
+    """Whether the loss is computed without a map: where it can be, and is faster or asked for by `fused`."""
+    device, tokens = student.q.device.type, student.q.shape[2]
     # Fused attention gives a bias no gradient.
     if row_loss is not cross_entropy or student.bias is not None or device not in ("cpu", "cuda"):
         return False
     is_faster = device == "cuda" or tokens >= FUSED_FROM
-    return is_faster if flash is None else flash
+    return is_faster if fused is None else fused
 
 
 # ---- Variants --------------------------------------------------------------------------------------------------------
@@ -203,7 +208,7 @@ def use_fused(student: Routing, row_loss: Callable, flash: bool | None) -> bool:
 
 
 def kl(p: Tensor, log_s: Tensor) -> Tensor:
-    """Kullback-Leibler divergence: the cross-entropy less the entropy of p, so it has the same gradient."""
+    """Kullback-Leibler divergence: the cross-entropy minus the entropy of p, so it has the same gradient."""
     return (torch.xlogy(p, p) - p * log_s).sum(-1)
 
 
@@ -215,23 +220,16 @@ def mse(p: Tensor, log_s: Tensor) -> Tensor:
 def js(p: Tensor, log_s: Tensor) -> Tensor:
     """Jensen-Shannon divergence, from 0 to log 2: the mean of both rows' divergences from their mean."""
     s = log_s.exp()
-    log_mean = ((p + s) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()  # no log of 0
+    log_mean = ((p + s) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()  # There is no log of 0.
     return (kl(p, log_mean) + (s * (log_s - log_mean)).sum(-1)) / 2
 
 
 def cosine(p: Tensor, log_s: Tensor) -> Tensor:
-    """1 - the cosine of the angle between the two rows, from 0 to 1."""
-    return 1 - F.cosine_similarity(p, log_s.exp(), dim=-1)  # shares are not negative
+    """1 - the cosine of the angle between the two rows: from 0 to 1, as shares are not negative."""
+    return 1 - F.cosine_similarity(p, log_s.exp(), dim=-1)
 
 
 LOSSES = {"cross_entropy": cross_entropy, "kl": kl, "mse": mse, "js": js, "cosine": cosine}
-
-
-def with_part(own: Routing, v: Tensor, theirs: Routing | Tensor, what: str) -> tuple[Routing, Tensor]:
-    """A student's own routing and v, of which one is the teacher's: q or k of its routing, or v itself."""
-    if what == "v":
-        return own, theirs
-    return own._replace(**{what: getattr(theirs, what)}), v
 
 
 # ---- Alignment and checks --------------------------------------------------------------------------------------------
@@ -279,31 +277,46 @@ def check_variant(method: str, what: str, loss: str) -> None:
         raise UserError(f"{what} is compared by its squared error; leave out loss, which is for maps")
 
 
-def choose_blocks(blocks: int | Sequence[int] | None, depth: int) -> list[int]:
-    """The numbers of the chosen blocks, in order: of the first so many, of those in a list, or of all."""
-    if blocks is None:
-        blocks = depth
-    chosen = range(blocks) if isinstance(blocks, int) else sorted(set(blocks))  # each once
+def choose_blocks(blocks: str | int | Sequence[int] | None, depth: int) -> list[int]:
+    """The numbers of the chosen blocks, from 0 and in order. None chooses all.
+
+    A number (9, or "9") is a count of the first blocks, a range ("3-8") has both of its ends, and a list ([0, 4, 8], or
+    "0,4,8") names each block.
+    """
+    chosen = range(depth) if blocks is None else blocks
+    if isinstance(blocks, str):
+        if not re.fullmatch(r"\d{1,4}(-\d{1,4}|(,\d{1,4})*,?)", blocks):
+            raise UserError(f"blocks '{blocks}' is no count (9), range (3-8) or list (0,4,8)")
+        numbers = [int(number) for number in re.findall(r"\d+", blocks)]
+        if "-" in blocks:
+            chosen = range(numbers[0], numbers[1] + 1)
+        else:
+            chosen = numbers if "," in blocks else range(numbers[0])
+    elif isinstance(blocks, int):
+        chosen = range(blocks)
+    chosen = sorted(set(chosen))
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
         raise UserError(f"no such blocks: there are {depth}; choose a count of 1 to {depth}, or numbers from 0")
-    return list(chosen)
+    return chosen
 
 
 # ---- Parts of the teacher's weights ----------------------------------------------------------------------------------
 
 PARTS = ("attention", "mlp", "norms", "embeddings")
-LAYER_PARTS = {"attn": "attention", "ls1": "attention", "mlp": "mlp", "ls2": "mlp", "norm1": "norms", "norm2": "norms"}
 
 
 def part_of(name: str) -> str:
-    """To which of `PARTS` a parameter belongs, or "head" for what comes after the last block."""
+    """To which of `PARTS` a parameter belongs by its name, or "head" for what comes after the last block."""
     if name.startswith("blocks."):
-        return LAYER_PARTS[name.split(".")[2]]
-    if name.startswith("rel_pos_bias."):  # BEiT v2's, shared by all blocks
+        module = name.split(".")[2]
+        if module.startswith("norm"):
+            return "norms"
+        return "mlp" if module == "mlp" or module.endswith("2") else "attention"
+    if layer_of(name, depth=0) == 1:
+        return "head"
+    if name.startswith("rel_pos_bias."):  # BEiT v2's table is shared by all blocks.
         return "attention"
-    if name.startswith("norm_pre."):
-        return "norms"
-    return "embeddings" if name.startswith(("patch_embed.", "cls_token", "reg_token", "pos_embed")) else "head"
+    return "norms" if name.startswith("norm_pre.") else "embeddings"
 
 
 @torch.no_grad()
@@ -318,14 +331,14 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     for part in chosen:
         if part not in PARTS:
             raise unknown("part", part, ("all", *PARTS))
-    theirs, ours = teacher.state_dict(), student.state_dict()  # by name
+    theirs, ours = teacher.state_dict(), student.state_dict()
     names = sorted(name for name in theirs.keys() | ours.keys() if part_of(name) in chosen)
     for name in names:
-        left = tuple(theirs[name].shape) if name in theirs else "none"
-        right = tuple(ours[name].shape) if name in ours else "none"
-        if left != right:
+        there = tuple(theirs[name].shape) if name in theirs else "none"
+        here = tuple(ours[name].shape) if name in ours else "none"
+        if there != here:
             raise UserError(
-                f"cannot initialise {part_of(name)} from the teacher: {name} is {left} there and {right} in the "
+                f"cannot initialise {part_of(name)} from the teacher: {name} is {there} there and {here} in the "
                 f"student; give it the teacher's components (--student native)"
             )
     for name in names:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from model import native_components  # noqa: E402
 from support.tables import print_aligned  # noqa: E402
-from teachers import find  # noqa: E402
+from teachers import find_teacher  # noqa: E402
 
 METHODS = ("distill", "copy")
 STUDENTS = ("standard copy", "standard distill", "native copy", "native distill")
@@ -84,7 +84,7 @@ def of_families(row: Row) -> dict[str, float]:
 
 
 def has(name: str, component: str) -> bool:
-    return component in native_components(find(name).config)
+    return component in native_components(find_teacher(name).config)
 
 
 # ---- Tests -----------------------------------------------------------------------------------------------------------
@@ -151,7 +151,9 @@ def print_hypotheses(gains: dict[str, Row]) -> None:
         what = f"teachers of which a native student gains more, {method}"
         more = native_less_standard(gains, method, lambda name: not has(name, "layerscale"))
         tell("H3", what, more, 15, lambda *_: False, lambda above, count: max(above, count - above) >= 12)
-    alone = [gain for (name, _), gain in gains["native baseline"].items() if native_components(find(name).config)]
+    alone = [
+        gain for (name, _), gain in gains["native baseline"].items() if native_components(find_teacher(name).config)
+    ]
     what = "families whose components help without a teacher"
     tell("H4", what, alone, 11, lambda above, _: above <= 5, lambda above, _: above >= 10)
     every = [gain for column in STUDENTS for gain in gains[column].values()]
@@ -165,7 +167,7 @@ def native_less_standard(gains: dict[str, Row], method: str, chosen: Callable) -
     native, standard = gains[f"native {method}"], gains[f"standard {method}"]
     differences = []
     for teacher in native:
-        if native_components(find(teacher[0]).config) and chosen(teacher[0]):
+        if native_components(find_teacher(teacher[0]).config) and chosen(teacher[0]):
             differences.append(native[teacher] - standard[teacher])
     return differences
 

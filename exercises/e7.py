@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from model import Attended, Attention, Reroute, RoPE, Routing, ViTConfig
+from model import NOTHING, Attended, Attention, Handed, RoPE, Routing, ViTConfig
 
 
 def read_with_null(r: Routing, v: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +21,6 @@ class NullAttention(Attention):
     def __init__(self, config: ViTConfig) -> None:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
+    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
         """As `Attention.forward`, x (B, N, D): also where another model says where to look, the null key is its own."""
         raise NotImplementedError

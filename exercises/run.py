@@ -15,7 +15,6 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +35,7 @@ import eval as evaluation  # noqa: E402
 import model  # noqa: E402
 import teachers  # noqa: E402
 import train  # noqa: E402
-from model import Routing, ViT, attention_map  # noqa: E402
+from model import NOTHING, Attended, Handed, RoPE, Routing, ViT, ViTConfig, attention_map  # noqa: E402
 from support import data, runs  # noqa: E402
 from support.arguments import Parser, number_from  # noqa: E402
 from support.errors import UserError, answer_mistakes  # noqa: E402
@@ -50,45 +49,43 @@ CONTROLS = ("true", "other_image", "no_image", "random")
 # ---- Training with a function in its place ---------------------------------------------------------------------------
 
 
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Puts something in the place of `owner.name` for a while."""
-    usual = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, usual)
+def train_grid(
+    args: Namespace,
+    label: str,
+    words: list[str],
+    change: Callable = lambda transfer: None,
+    teacher: ViT | None = None,
+    build_student: Callable = train.build_student,
+) -> list[Path]:
+    """Trains what train.py would with those words, each transfer changed by `change`; returns the runs' folders.
 
-
-def train_grid(args: Namespace, label: str, words: list[str], change: Callable = lambda transfer: None) -> list[Path]:
-    """Trains what train.py would with those words, each transfer changed by `change`; returns the runs' folders."""
+    A `teacher` takes the place of the one that the words name, and `build_student` makes the students.
+    """
     options = train.parse_arguments(words)
     plan = train.plan_runs(options)
     processes, folders = Processes(plan[0].device), []
-    build_model = train.build_model
 
-    def changed(*given: Any) -> nn.Module:
-        transfer = build_model(*given)
-        if isinstance(transfer, AttentionTransfer):
+    def changed(settings: train.Settings, student: ViT, its_teacher: ViT | None) -> nn.Module:
+        transfer = train.build_model(settings, student, its_teacher)
+        if settings.method is not None:
             change(transfer)
         return transfer
 
     for settings in plan:
-        folder = Path(options.out) / "exercises" / f"e{args.exercise}" / label / train.run_name(settings)
+        folder = Path(options.out) / "exercises" / f"e{args.exercise}" / label / train.describe(settings)["name"]
         folders.append(folder)
         record = {"number": args.exercise, "arguments": args.words, "prediction": args.prediction, "answer": args.hash}
         if is_finished(folder, record):
             continue
         runs.clear(folder)
-        teacher = train.build_teacher(settings) if settings.needs_teacher else None
-        with replaced(train, "build_model", changed):
-            run = train.Training(settings, train.build_data(settings), teacher, processes)
-            train.begin(run, folder, shlex.join(["python", "exercises/run.py", *args.words]))
-            config = runs.read_config(folder) | {"exercise": record}
-            runs.write_json(folder / "config.json", config)
-            with tqdm(total=run.steps, desc=f"{label} {folder.name}", unit="step") as bar:
-                train.train(run, folder, bar)
+        images, its_teacher = train.build_data(settings), None
+        if settings.needs_teacher:
+            its_teacher = teacher or train.build_teacher(settings)
+        student = build_student(settings, len(images.classes), its_teacher)
+        run = train.Training(settings, images, student, its_teacher, processes, changed)
+        train.begin(run, folder, shlex.join(["python", "exercises/run.py", *args.words]), exercise=record)
+        with tqdm(total=run.steps, desc=f"{label} {folder.name}", unit="step") as bar:
+            train.train(run, folder, bar)
     return folders
 
 
@@ -143,8 +140,10 @@ def exercise_3(args: Namespace, answer: ModuleType) -> None:
     right = plan.cells.gather(1, plan.cue[:, None]).squeeze(1)  # the cell of the cued glyph
     print(f"how often the cued glyph is first of four, in % of {count:,} images; guessing has 25")
     for folder in args.runs:
-        settings, student = train.read_settings(folder), evaluation.load_student(folder)
-        images = data.normalise(matching(count, data.VAL_SEED)[0], *teachers.find(settings.teacher).normalisation)
+        settings, student = runs.read_settings(folder, train.Settings), evaluation.load_student(folder)
+        images = data.normalise(
+            matching(count, data.VAL_SEED)[0], *teachers.find_teacher(settings.teacher).normalisation
+        )
         both = evaluation.both_maps(settings, student, train.build_teacher(settings), images)
         for side, maps in zip(("teacher", Path(folder).name), both, strict=True):
             for keep in args.keep:
@@ -174,26 +173,33 @@ def exercise_5(args: Namespace, answer: ModuleType) -> None:
         tell(control, train_grid(args, control, words, lambda transfer, f=function: plugged(transfer, f)))
 
 
-def only_itself(r: Routing) -> Routing:
-    """Each token looks at itself alone: attend(only_itself(r), x) is x."""
-    H, N = r.q.shape[1:3]
-    bias = torch.full((N, N), -torch.inf, device=r.q.device).fill_diagonal_(0)
-    return Routing(torch.zeros_like(r.q), torch.zeros_like(r.k), bias.expand(H, N, N))
+class GatedAttention(model.Attention):
+    """Attention of which each head has a gate, between the map that it is handed and its own."""
+
+    def __init__(self, config: ViTConfig, answer: ModuleType) -> None:
+        super().__init__(config)
+        self.answer, self.raw_gate = answer, nn.Parameter(torch.zeros(config.heads))
+
+    def gates(self) -> Tensor:
+        # At the learning rate of the weights a gate would hardly move, hence the 20.
+        return self.answer.open_gates(20 * self.raw_gate)
+
+    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
+        if handed.routing is None:
+            return super().forward(x, rope, bias, handed)
+        own, v = self.route(x, rope, bias), self.values(x)
+        read = self.answer.gated_read(handed.routing, own, v, self.gates())
+        read = read.transpose(1, 2).reshape(x.shape)
+        return Attended(own, v, self.proj(self.norm(read)))
 
 
 def exercise_6(args: Namespace, answer: ModuleType) -> None:
-    def gated(own: Routing, v: Tensor, theirs: Routing, attention: nn.Module) -> tuple[Routing, Tensor]:
-        # What was read with both maps is handed on as a v that each token reads from itself. Times 20: at the learning
-        # rate of the weights a gate would hardly move.
-        return only_itself(own), answer.gated_read(theirs, own, v, answer.open_gates(20 * attention.raw_gate))
-
     def change(transfer: AttentionTransfer) -> None:
-        blocks = transfer.student.blocks
-        for block in blocks:
-            block.attn.raw_gate = nn.Parameter(torch.zeros(block.attn.heads, device=block.attn.qkv.weight.device))
-        transfer.reroutes = lambda theirs: {
-            number: partial(gated, theirs=routing, attention=blocks[number].attn) for number, routing in theirs.items()
-        }
+        for block in transfer.student.blocks:
+            if not isinstance(block.attn, GatedAttention):  # The moving average's student has gates already.
+                gated = GatedAttention(transfer.student.config, answer).to(block.attn.qkv.weight.device)
+                gated.load_state_dict(block.attn.state_dict(), strict=False)
+                block.attn = gated
 
     folders = train_grid(args, "gates", ["--mode", "transfer", "--method", "copy", *args.train], change)
     tell("gates", folders)
@@ -206,31 +212,42 @@ def exercise_6(args: Namespace, answer: ModuleType) -> None:
         print(f"block {number}: gates by head {heads}; mean {gates.mean():.2f} ± {spread:.2f}")
 
 
+@contextmanager
+def attention_of(answer: ModuleType) -> Iterator[None]:
+    """Models that are built inside have the learner's NullAttention."""
+    usual, model.Attention = model.Attention, answer.NullAttention
+    try:
+        yield
+    finally:
+        model.Attention = usual
+
+
 def exercise_7(args: Namespace, answer: ModuleType) -> None:
-    with_null = partial(replaced, model, "Attention", answer.NullAttention)
     name, usual = "deit_nano", teachers.load_teacher("deit_nano")
     path = Path("runs/exercises/e7") / f"teacher-{args.hash}.safetensors"
-    with with_null():
+    with attention_of(answer):
         teachers.pretrain(name, path)
-        null = teachers.build(name, path, teachers.find(name).config).eval().requires_grad_(False)
-    images = data.load_data("matching", "", 32, teachers.find(name).normalisation).val
+        null = teachers.open_file(name, path, teachers.find_teacher(name).config).eval().requires_grad_(False)
+    images = data.load_data("matching", "", 32, teachers.find_teacher(name).normalisation).val
     images = torch.stack([images[number][0] for number in range(256)])
     show_sinks(answer, images, usual, null)
-    build_student = train.build_student
 
     def student_with_null(*given: Any) -> ViT:
-        with with_null():
-            return build_student(*given)
+        with attention_of(answer):
+            return train.build_student(*given)
 
     for teacher in ("none", "usual", "null"):
         for student in ("standard", "null"):
             words = ["--mode", "baseline" if teacher == "none" else "transfer", *args.train]
-            with (
-                replaced(train, "build_teacher", lambda settings, t=teacher: null if t == "null" else usual),
-                replaced(train, "build_student", student_with_null if student == "null" else build_student),
-            ):
-                label = f"teacher {teacher}, student {student}"
-                tell(label, train_grid(args, label.replace(", ", "-").replace(" ", "-"), words))
+            label = f"teacher {teacher}, student {student}"
+            folders = train_grid(
+                args,
+                label.replace(", ", "-").replace(" ", "-"),
+                words,
+                teacher=null if teacher == "null" else usual,
+                build_student=student_with_null if student == "null" else train.build_student,
+            )
+            tell(label, folders)
 
 
 @torch.inference_mode()
@@ -251,7 +268,7 @@ def show_sinks(answer: ModuleType, images: Tensor, usual: ViT, null: ViT) -> Non
 def exercise_8(args: Namespace, answer: ModuleType) -> None:
     gains = json.loads((HERE / "gains.json").read_text())
     teacher = teachers.load_teacher("deit_nano")
-    images = data.load_data("matching", "", 32, teachers.find("deit_nano").normalisation).val
+    images = data.load_data("matching", "", 32, teachers.find_teacher("deit_nano").normalisation).val
     items = [images[number] for number in range(512)]
     pictures, labels = torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
     scores = {name: answer.score(worse, pictures, labels) for name, worse in all_degraded(teacher).items()}
@@ -262,6 +279,18 @@ def exercise_8(args: Namespace, answer: ModuleType) -> None:
     print(f"rank correlation {torch.corrcoef(ranks.T)[0, 1]:.2f}")
 
 
+EXERCISES = {
+    1: exercise_1,
+    2: exercise_2,
+    3: exercise_3,
+    4: exercise_4,
+    5: exercise_5,
+    6: exercise_6,
+    7: exercise_7,
+    8: exercise_8,
+}
+
+
 # ---- Command line ----------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +299,7 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     cut = words.index("--") if "--" in words else len(words)
     own, for_train = words[:cut], words[cut + 1 :]
     parser = Parser(description=__doc__)
-    parser.add_argument("exercise", type=int, choices=range(1, 9), metavar="N", help="1 to 8")
+    parser.add_argument("exercise", type=int, choices=EXERCISES, metavar="N", help="1 to 8")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, of exercise 3")
     parser.add_argument(
         "--condition", nargs="+", type=number_from(float, 1), default=[1, 10, 100], help="of exercise 1"
@@ -300,7 +329,7 @@ def main(words: list[str] | None = None) -> None:
         raise UserError(f"{page} has no prediction yet; write down what you expect, and why, before you look")
     args.prediction, args.hash = prediction_hash(prediction), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     try:
-        globals()[f"exercise_{args.exercise}"](args, load(path))
+        EXERCISES[args.exercise](args, load(path))
     except (Wrong, NotImplementedError) as error:
         advice = f"python exercises/check.py {args.exercise} shows what is wrong"
         raise UserError(f"{path} does not work yet ({' '.join(str(error).split())[:200]}); {advice}") from error

@@ -3,11 +3,20 @@
 import argparse
 import dataclasses
 import math
-import re
+import typing
 from collections.abc import Callable
 from typing import Any
 
 from support.errors import UserError
+
+# What a setting is to a run: its group of flags, and where tables, names and resuming look at it.
+ROLES = {
+    "run": "what to run; several values make a grid",
+    "data": "data; a table compares runs only where these agree",
+    "variant": "attention transfer; the name of a run shows what is not usual",
+    "recipe": "recipe; a table compares runs where these agree, or are as published",
+    "machine": "machine; these may change when a stopped run goes on",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +33,7 @@ def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str
     """An argument type: a number from `low` to `high`."""
 
     def number(word: str) -> float:
-        value = kind(word)  # argparse answers what is no number
+        value = kind(word)  # argparse answers a word that is no number.
         if not (low <= value <= high and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"{word} is not from {low} to {high}")
         return value
@@ -32,32 +41,32 @@ def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str
     return number
 
 
-def parse_blocks(text: str | None) -> int | list[int] | None:
-    """Blocks as one types them: how many of the first ("9"), a range from 0 ("3-8"), or a list ("0,4,8")."""
-    if text is None:
-        return None
-    if match := re.fullmatch(r"(\d{1,4})-(\d{1,4})", text):
-        return list(range(int(match[1]), int(match[2]) + 1))
-    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*,?", text):
-        raise UserError(f"blocks '{text}' is no count (9), range (3-8) or list (0,4,8)")
-    return [int(number) for number in text.split(",") if number] if "," in text else int(text)
+def flag(role: str, default: Any, help: str, low: float = 0, high: float = math.inf, **options: Any) -> Any:
+    """A field of a dataclass of settings, which is a flag too.
+
+    `role` is one of `ROLES`. A number lies from `low` to `high`. The option `used_by` names the kinds of runs that use
+    the setting, unless all do; the other options are argparse's.
+    """
+    assert role in ROLES, f"the role {role} is none of {', '.join(ROLES)}"
+    return dataclasses.field(default=default, metadata={"role": role, "help": help, "range": (low, high), **options})
 
 
-def flag(default: Any, help: str, type: Callable = str, **options: Any) -> Any:
-    """A field of a dataclass that is a flag, too. `options` are those of argparse, and `group`, which opens a group."""
-    return dataclasses.field(default=default, metadata={"help": help, "type": type, **options})
+def names_of(settings: Any, role: str) -> list[str]:
+    """The names of the settings that have that role."""
+    return [field.name for field in dataclasses.fields(settings) if field.metadata["role"] == role]
 
 
 def add_flags(parser: Parser, settings: type) -> None:
-    """Adds a flag for each field of a dataclass: its name, its default and its help."""
+    """Adds a flag for each field of a dataclass of settings, in the group of its role."""
+    groups = {role: parser.add_argument_group(title) for role, title in ROLES.items()}
     for field in dataclasses.fields(settings):
-        options, default = dict(field.metadata), field.default  # for argparse
-        if "group" in options:
-            group = parser.add_argument_group(options.pop("group"))
-        if default is not None:
-            options["help"] += f" ({default})"
-        if isinstance(default, bool):
+        options = {name: field.metadata[name] for name in ("choices", "nargs", "metavar") if name in field.metadata}
+        kind = (typing.get_args(field.type) or [field.type])[0]  # This is int for int | None.
+        if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
-            del options["type"]
-        # The default is the dataclass's: what was not typed is not there.
-        group.add_argument(f"--{field.name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
+        else:
+            options["type"] = str if kind is str else number_from(kind, *field.metadata["range"])
+        default = "" if field.default is None else f" (default: {field.default})"
+        # The defaults are the dataclass's: the parser leaves out what was not typed.
+        options |= {"default": argparse.SUPPRESS, "help": field.metadata["help"] + default}
+        groups[field.metadata["role"]].add_argument(f"--{field.name.replace('_', '-')}", **options)

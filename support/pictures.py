@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from support.errors import UserError
+from support.files import replacing
 from support.tables import ACCURACIES, Tables, columns_of, title_of
-from support.weights import replacing
 
 
 def new_figure(path: str, width: float, height: float) -> Any:
@@ -30,8 +30,8 @@ def new_figure(path: str, width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str) -> None:
-    with replacing(Path(path)) as part:
-        figure.savefig(part, format=Path(path).suffix[1:].lower(), dpi=150)
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower(), dpi=150)
     print(f"drawn: {path}")
 
 
@@ -168,6 +168,6 @@ def write_page(
         shares = (maps / of_rows[..., :1] * 255).round().byte()  # of the row's largest
         content["sides"].append({"title": title, "maps": packed(shares), "numbers": packed(of_rows.float())})
     template = Path(__file__).with_name("viewer.html").read_text()
-    with replacing(Path(path)) as part:
-        part.write_text(template.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")))
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(template.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")))
     print(f"written: {path}; open it in a browser")

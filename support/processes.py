@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from support.errors import UserError
 class Processes:
     """This process among those of the training. Only the first, `main`, writes files and speaks."""
 
-    patience = 60  # seconds in which all must come to see the same files
+    patience = 60  # After so many seconds, all must see the same files.
 
     def __init__(self, device: str) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.main, self.local_rank = self.rank == 0, int(os.environ.get("LOCAL_RANK", 0))  # among those of this machine
+        self.main = self.rank == 0
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))  # the rank among the processes of this machine
         one_gpu_each = self.world > 1 and device in ("auto", "cuda") and torch.cuda.is_available()
         self.device = pick_device(f"cuda:{self.local_rank}" if one_gpu_each else device)
         if self.device.type == "cuda":
@@ -40,13 +40,13 @@ class Processes:
         return total
 
     def first(self, action: Callable) -> Any:
-        """Lets the first process act, e.g. download, then the first of each machine, then all, who find it done."""
+        """Lets the first process act (download, say), then the first of each machine, then all, who find it done."""
         turn = 0 if self.main else 1 if self.local_rank == 0 else 2
         for at in range(3):
             if at == turn:
                 result = action()
             if self.world > 1:
-                dist.barrier()  # who has acted, or is to act, waits for the others
+                dist.barrier()
         return result
 
     def check_same(self, look: Callable[[], Any], place: str | Path) -> None:
@@ -57,7 +57,7 @@ class Processes:
                 dist.all_gather_object(everyones, everyones[0])
             if everyones.count(everyones[0]) == self.world:
                 return
-            time.sleep(1)  # a disk that machines share may take its time to show what another one wrote
+            time.sleep(1)  # A disk that machines share can take its time to show what another one wrote.
         raise UserError(f"the processes see different files in {place}; name a folder that all machines share")
 
 
@@ -67,22 +67,10 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # raises if there is no such device
-    except Exception as error:  # each kind of device has its own
+        torch.zeros(1, device=device).item()  # This raises if there is no such device.
+    except Exception as error:  # Each kind of device has its own errors.
         raise UserError(f"device '{name}' is not there ({str(error).splitlines()[0]}); use cpu") from error
     return device
-
-
-def mixed_precision(amp: str, device: torch.device) -> tuple[Callable[[], torch.autocast], torch.dtype | None]:
-    """What to compute a forward pass under, and the type of its matrix products; None is float32, for "off" in full."""
-    on_cuda = device.type == "cuda"
-    uses_tf32 = on_cuda and amp != "off"
-    torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = uses_tf32  # of the patch convolution
-    if amp == "auto" and on_cuda:
-        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
-    return partial(torch.autocast, device.type, dtype, enabled=dtype is not None), dtype
 
 
 def spare_cores() -> int:

@@ -1,23 +1,103 @@
 """The folder of a run: config.json, log.jsonl, checkpoint.pt while it lasts, student.safetensors, result.json.
 
-With a moving average of the weights, student_ema.safetensors too. Each file is written under a temporary name first.
+A run with a moving average of the weights has student_ema.safetensors too. config.json says all that is asked of a run
+later, by tables or by a command that goes on with it. Each file is written under a temporary name first.
 """
 
 import json
 import shutil
 import subprocess
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_model
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from support.arguments import names_of
 from support.errors import UserError, not_finite
-from support.weights import replacing
+from support.files import replacing
+from support.processes import Processes
 
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
+
+
+MADE_OF = ("classes", "images", "steps", "processes", "teacher")  # A run goes on only where these agree.
+
+
+# ---- What a run is ---------------------------------------------------------------------------------------------------
+
+
+def describe(settings: Any, usual: Any, published: dict, family: str, place: Sequence[int]) -> dict:
+    """What a run is called, and what a table must know of it, for its config.json.
+
+    `usual` are the same settings without variants, `published` is the recipe that the run follows, if any. `family` and
+    `place` are the title of the teacher's family, and the numbers of family and teacher in the registry.
+    """
+    teacher, method = teacher_title(settings), settings.method or settings.mode
+    student = [] if settings.student == "standard" else [settings.student]
+    variants = []
+    for name in names_of(settings, "variant"):
+        value = getattr(settings, name)
+        if value != getattr(usual, name):
+            variants.append(f"{name}={value}")
+    words = [teacher.replace(" ", ""), Path(settings.data).name, method, *student, *variants, f"seed{settings.seed}"]
+
+    # What runs must share to be compared: name, value, and what else to compare. Each published method has a recipe of
+    # its own: these can be compared, too, as all of them are "as published".
+    conditions = []
+    for name in names_of(settings, "data"):
+        conditions.append((name, getattr(settings, name), getattr(settings, name)))
+    for name in names_of(settings, "recipe"):
+        value = getattr(settings, name)
+        is_published = published and value == published.get(name, getattr(type(settings), name))
+        conditions.append((name, value, "as published" if is_published else value))
+    return {
+        "name": "-".join(words).replace(",", "+"),
+        "family": family,
+        "teacher": teacher,
+        "place": place,
+        "column": " ".join([*student, method, *variants]),
+        "conditions": conditions,
+        "incidental": names_of(settings, "machine"),
+    }
+
+
+def teacher_title(settings: Any) -> str:
+    """The teacher's name, marked if its weights are random or of another pretraining."""
+    if settings.weights == "random":
+        return f"{settings.teacher} (random)"
+    return f"{settings.teacher} (seed {settings.teacher_seed})" if settings.teacher_seed else settings.teacher
+
+
+def check_settings(settings: Any, folder: Path) -> None:
+    """Raises a `UserError` if the folder holds a run of other settings."""
+    if not (folder / "config.json").is_file():
+        return
+    theirs, differ = read_settings(folder, type(settings)), []
+    for name, ours in asdict(settings).items():
+        if name not in names_of(settings, "machine") and ours != getattr(theirs, name):
+            differ.append(f"{name} {getattr(theirs, name)} there and {ours} here")
+    if differ:
+        remedy = "start over with --fresh, or choose another --out"
+        raise UserError(f"{folder} holds a run with other settings: {'; '.join(differ)}; {remedy}")
+
+
+def begin(folder: Path, config: dict, processes: Processes) -> None:
+    """Writes config.json. Raises a `UserError` if the one that is there is of a run that was made of other things."""
+    if (folder / "config.json").is_file():
+        held = read_config(folder)
+        for name in MADE_OF:
+            if held[name] != config[name]:
+                remedy = "go on with what it began with, or start over with --fresh"
+                raise UserError(f"{folder} began with other data, processes or weights (other {name}); {remedy}")
+    if processes.main:  # What may differ, such as the precision, is written as it is now.
+        write_json(folder / "config.json", config)
+    processes.check_same(partial(stamps, folder), folder)
 
 
 def code_commit() -> str | None:
@@ -25,15 +105,18 @@ def code_commit() -> str | None:
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # No tag is to stand for the commit.
     try:
-        words = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # the commit, not a tag
         asked = subprocess.run(words, cwd=root, capture_output=True, text=True)
-    except OSError:  # git is not installed
+    except OSError:  # git is not installed.
         return None
     return asked.stdout.strip() or None
 
 
-def read_json(path: Path, needed: set[str]) -> dict[str, Any]:
+# ---- Its files -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path, needed: set[str]) -> dict:
     """A file of a run, which has those keys."""
     try:
         content = json.loads(path.read_text())
@@ -47,31 +130,41 @@ def read_json(path: Path, needed: set[str]) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: str | Path) -> dict:
     """The config.json of a run; a `UserError` where there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
-    return read_json(path, {"settings", "student", "classes", "images", "steps", "teacher", "command"})
+    return read_json(path, {"settings", "table", "student", "command", *MADE_OF})
+
+
+def read_settings(folder: str | Path, kind: type) -> Any:
+    """The settings of a run on disk, as that dataclass."""
+    try:
+        return kind(**read_config(folder)["settings"])
+    except TypeError as error:
+        raise UserError(
+            f"{folder} is of another version of this project ({error}); move it, or train --fresh"
+        ) from error
 
 
 def is_finished(folder: str | Path) -> bool:
-    result = Path(folder) / "result.json"  # the last file that a run writes, after the student
+    result = Path(folder) / "result.json"  # This is the last file that a run writes.
     return result.is_file() and result.with_name("student.safetensors").is_file()
 
 
-def read_result(folder: str | Path) -> dict[str, Any]:
+def read_result(folder: str | Path) -> dict:
     """The result.json of a run; a `UserError` if it is not finished."""
     if not is_finished(folder):
         raise UserError(f"{folder} is not finished; go on with: {read_config(folder)['command']}")
     return read_json(Path(folder) / "result.json", {"top1"})
 
 
-def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """The log.jsonl of a run: a dictionary an epoch."""
+def read_log(folder: str | Path) -> list[dict]:
+    """The log.jsonl of a run: a dictionary for each epoch."""
     path = Path(folder) / "log.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]  # an epoch each
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
         for line in lines:
             line["epoch"], line["loss"], line["transfer_loss"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -81,24 +174,29 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def append_log(folder: Path, line: dict[str, Any]) -> None:
+def append_log(folder: Path, line: dict) -> None:
     """Adds the line of an epoch, in the place of those that a stopped run wrote after its last checkpoint."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []  # so far
-    with replacing(path) as part:
-        part.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line, allow_nan=False) + "\n"]))
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    with replacing(path) as temporary:
+        temporary.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line, allow_nan=False) + "\n"]))
+
+
+def write_student(path: Path, student: nn.Module) -> None:
+    with replacing(path) as temporary:
+        save_model(student, str(temporary))
 
 
 def clear(folder: Path) -> None:
     """Forgets what is on disk of a run, and what was being written when it was killed."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-        for left in filter(Path.is_dir, folder.glob(f".{name}.*")):  # an editor's file is not ours
+        for left in filter(Path.is_dir, folder.glob(f".{name}.*")):  # A file of that name is an editor's.
             shutil.rmtree(left)
 
 
@@ -108,31 +206,27 @@ def stamps(folder: Path) -> list[tuple[str, int]]:
 
 
 class Checkpoint:
-    """The file from which a stopped run goes on: the state of each of `parts`, by name, which have a `state_dict`."""
+    """The file from which a stopped run goes on: the state of each of `keepers`, by name, which have a `state_dict`.
 
-    # Nothing else needs keeping: all that is random follows from the numbers of epoch and step.
-    def __init__(self, folder: Path, parts: dict[str, Any]) -> None:
-        self.path, self.parts = folder / "checkpoint.pt", parts
-        self.written_at, self.writing = time.perf_counter(), 0.0  # when, and how long it took
+    Nothing else needs keeping, as all that is random follows from the numbers of epoch and step.
+    """
 
-    def save_if_due(self, epochs: int, seconds: float) -> None:
-        """Keeps the state after so many epochs, if writing takes less than a tenth of the time."""
-        start = time.perf_counter()
-        if start - self.written_at < 10 * self.writing:
-            return
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        with replacing(self.path) as part:
+    def __init__(self, folder: Path, keepers: dict) -> None:
+        self.path, self.keepers = folder / "checkpoint.pt", keepers
+
+    def save(self, epochs: int, seconds: float) -> None:
+        """Keeps the state after so many epochs and seconds of training."""
+        states = {name: keeper.state_dict() for name, keeper in self.keepers.items()}
+        with replacing(self.path) as temporary:
             try:
-                torch.save({"epochs": epochs, "seconds": seconds, **states}, part)
-            except RuntimeError as error:  # its word for a full disk
+                torch.save({"epochs": epochs, "seconds": seconds, **states}, temporary)
+            except RuntimeError as error:  # torch's word for a full disk
                 raise OSError(str(error).splitlines()[0]) from error
-        self.written_at = time.perf_counter()
-        self.writing = self.written_at - start
 
     def check_finite(self, step: int) -> None:
         """Raises a `UserError` if the state, after that step, has numbers that are not finite: it is not to be kept."""
-        for name, part in self.parts.items():
-            for value in tree_leaves(part.state_dict()):
+        for name, keeper in self.keepers.items():
+            for value in tree_leaves(keeper.state_dict()):
                 if isinstance(value, Tensor) and not value.isfinite().all():
                     raise not_finite(f"the {name}'s numbers after step {step} are")
 
@@ -142,12 +236,12 @@ class Checkpoint:
             return 0, 0.0
         try:
             held = torch.load(self.path, map_location="cpu", weights_only=True)
-            for name, part in self.parts.items():
-                if held[name]:  # a scaler's state is empty where the run had none before
-                    part.load_state_dict(held[name])
+            for name, keeper in self.keepers.items():
+                if held[name]:  # The state of a scaler is empty if the run had none before.
+                    keeper.load_state_dict(held[name])
             return held["epochs"], held["seconds"]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a damaged file makes torch say
+        except Exception as error:  # A damaged file can make torch raise anything.
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.path} cannot be read ({reason}); start over with --fresh") from error

@@ -5,22 +5,42 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from support import runs
 from support.errors import UserError
-from support.weights import replacing
+from support.files import replacing
 
 
 class Result(NamedTuple):
     """A finished run, as a table sees it."""
 
-    place: tuple[int, int]  # of the family and the teacher among all
+    place: tuple[int, ...]  # the numbers of family and teacher in the registry
     family: str
-    teacher: str  # its name: a baseline serves a teacher whether its weights are trained or random
+    teacher: str  # A baseline serves all teachers of this name, whether their weights are trained or random.
     title: str  # what the table calls the teacher
-    conditions: tuple[tuple[str, Any, Any], ...]  # of what runs must share: name, value, and what to compare instead
-    column: str  # "baseline", or the method with its student and variant
+    conditions: tuple[tuple[str, Any, Any], ...]  # what runs must share: name, value, and what to compare instead
+    column: str  # "baseline", or the method with its student and variants
     seed: int
     top1: float  # in percent
-    teacher_top1: float | None  # where the teacher's task is the student's
+    teacher_top1: float | None  # in percent, where the teacher's task is the student's
+
+
+def result_of(folder: str | Path) -> Result:
+    """A finished run on disk as a table sees it."""
+    config, result = runs.read_config(folder), runs.read_result(folder)
+    if "exercise" in config:
+        raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
+    table, settings = config["table"], config["settings"]
+    return Result(
+        place=tuple(table["place"]),
+        family=table["family"],
+        teacher=settings["teacher"],
+        title=table["teacher"],
+        conditions=tuple(map(tuple, table["conditions"])),
+        column=table["column"],
+        seed=settings["seed"],
+        top1=result.get("ema_top1", result["top1"]),
+        teacher_top1=result.get("teacher_top1"),
+    )
 
 
 # The rows of a table, by family and title of the teacher. A row holds, by column, accuracies in percent or gains over
@@ -41,11 +61,11 @@ def compare(results: list[Result]) -> Tables:
     """Tables, each of runs that can be compared; what they share holds all in which two tables differ."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
-    values = {}  # of each condition, over all runs
+    values = {}  # by condition, over all runs
     for result in results:
         for name, value, _ in result.conditions:
             values.setdefault(name, set()).add(value)
-    groups = {}  # by what they must share
+    groups = {}  # the runs of each table, by what they share
     for result in sorted(results, key=lambda result: (result.place, result.title)):
         own = [(name, other if len(values[name]) > 1 else value) for name, value, other in result.conditions]
         groups.setdefault(tuple(own), []).append(result)
@@ -59,12 +79,12 @@ def compare(results: list[Result]) -> Tables:
 
 
 def rows_of(results: list[Result]) -> Rows:
-    """The rows of one table. A run without a baseline of its seed has no gain, and is told of."""
+    """The rows of one table. A run without a baseline of its seed has no gain; its accuracy is printed."""
     rows: Rows = {}
     for result in results:
         row = rows.setdefault((result.family, result.title), {})
         baselines = {r.seed: r.top1 for r in results if r.column == "baseline" and r.teacher == result.teacher}
-        row["baseline"] = list(baselines.values())  # of all seeds
+        row["baseline"] = list(baselines.values())
         if result.teacher_top1 is not None:
             row["its top-1"] = [result.teacher_top1]
         if result.seed not in baselines:
@@ -114,16 +134,23 @@ def print_tables(tables: Tables) -> None:
     print(LEGEND)
 
 
-def write_csv(runs: list[dict[str, Any]], path: str) -> None:
-    """A line a run: what it is, all else in which two runs differ, and what was found."""
+def line_of(folder: Path, result: Result) -> dict:
+    """A run as a line of the CSV file: its settings but the incidental ones, the commit of its code, its accuracy."""
+    config = runs.read_config(folder)
+    line = {name: value for name, value in config["settings"].items() if name not in config["table"]["incidental"]}
+    return line | {"commit": config["versions"]["commit"], "top1": result.top1, "teacher_top1": result.teacher_top1}
+
+
+def write_csv(lines: list[dict], path: str) -> None:
+    """A line for each run: what it is, all else in which two runs differ, and what was found."""
     always = ("teacher", "mode", "method", "student", "seed", "top1", "commit")
     columns = []
-    for name in runs[0]:
-        values = {run[name] for run in runs}
+    for name in lines[0]:
+        values = {line[name] for line in lines}
         if name in always or len(values) > 1:
             columns.append(name)
-    with replacing(Path(path)) as part, open(part, "w", newline="") as file:
+    with replacing(Path(path)) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(runs)
+        writer.writerows(lines)
     print(f"written: {path}")

@@ -1,19 +1,15 @@
-"""Files of weights: where they are kept, how they are downloaded, read and written."""
+"""Files of weights: where they are kept, how they are downloaded and read."""
 
 import argparse
 import http.client
 import os
 import socket
-import tempfile
 import urllib.request
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from support.errors import UserError
@@ -26,30 +22,6 @@ def cache_path(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "attention_transfer" / f"{name}.safetensors"
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which becomes `path` if all goes well and vanishes if not.
-
-    Raises a `UserError` if one cannot write there, where possible before the caller's work, or if the disk is full.
-    """
-    if not path.name or path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Below the same folder, so that renaming is at once, and in one that no other process has.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as own_folder:
-            part = Path(own_folder) / path.name
-            yield part
-            umask = os.umask(0)  # it cannot be read otherwise
-            os.umask(umask)
-            part.chmod(0o666 & ~umask)  # safetensors writes files for their owner alone
-            os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        remedy = "make room there, or choose another place (the variable TORCH_HOME moves the weights)"
-        raise UserError(f"cannot write {path}: {reason}; {remedy}") from error
-
-
 def address(url: str) -> str:
     """The address, at the mirror of the hub that HF_ENDPOINT names if there is one."""
     return url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
@@ -60,11 +32,11 @@ def download(url: str, path: Path, otherwise: str) -> None:
 
     Raises a `UserError` for every trouble of the network; it ends with `otherwise`, the other ways to the file.
     """
-    socket.setdefaulttimeout(60)  # seconds without a byte; torch's download has no limit of its own
+    socket.setdefaulttimeout(60)  # These are seconds without a byte. torch's download has no limit of its own.
     try:
-        urllib.request.Request(url)  # a ValueError here, before torch.hub opens a file that it would leave behind
+        urllib.request.Request(url)  # What is no address fails here, before torch.hub leaves a file behind.
         torch.hub.download_url_to_file(url, str(path))
-    except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError: HF_ENDPOINT is no address
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise UserError(f"cannot download {url} ({reason}); {otherwise}") from error
 
@@ -85,19 +57,20 @@ def read_tensors(path: Path, container: str = "") -> dict[str, Any]:
     try:
         if is_safetensors(path):
             held = load_file(path)
-        else:  # an argparse.Namespace holds the settings of some authors' runs, and nothing that runs
+        else:
+            # Some authors' files hold their settings as an argparse.Namespace, in which no code can hide.
             with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about pickles that are refused anyway
+                warnings.simplefilter("ignore")  # torch warns of pickles that are refused anyway.
                 with open(path, "rb") as file:
                     held = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} may not be read; change its permissions") from error
-    except Exception as error:  # whatever a broken pickle makes its reader stumble over
+    except Exception as error:  # A broken pickle can raise anything.
         holds_code = "GLOBAL" in str(error)
         problem = "holds code and was not loaded" if holds_code else "is cut short or is no weights file"
         raise UserError(f"{path} {problem}") from error
     if isinstance(held, dict) and container in held:
-        held = held[container]  # beside it: the optimiser, the epoch
+        held = held[container]
     if not isinstance(held, dict):
         raise UserError(f"{path} holds no named tensors")
     return {str(name): value for name, value in held.items()}

@@ -7,11 +7,11 @@ import torch
 from kit import Answer, Draw, Wrong, close, shown, worst
 from torch import Tensor, nn
 
-from model import Attended, Attention, Routing, ViTConfig, attend
+from model import NOTHING, Attended, Attention, Handed, Routing, ViTConfig, attend
 
 RETURNS = {"read_with_null": lambda r, v, null: (v, v[..., 0])}
 LAYER = {"NullAttention": lambda config: nn.Module}  # a class, and what its instances return
-FORWARD = {"forward": lambda x, rope, bias, reroute: Attended}
+FORWARD = {"forward": lambda x, rope, bias, handed: Attended}
 
 
 def row(logits: list[float] | Tensor, heads: int, dtype: torch.dtype) -> tuple[Routing, Tensor]:
@@ -210,10 +210,10 @@ def layers(answer: Answer, draw: Draw, null: float) -> tuple[Attention, nn.Modul
     return usual, theirs
 
 
-def forward(answer: Answer, layer: nn.Module, x: Tensor, bias: Tensor | None, reroute: object = None) -> Attended:
+def forward(answer: Answer, layer: nn.Module, x: Tensor, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
     """What the learner's layer does with x, with the manners of a function."""
     module = SimpleNamespace(forward=layer, __file__=answer.module.__file__)
-    return Answer(module, FORWARD, answer.seconds).forward(x, None, bias, reroute)
+    return Answer(module, FORWARD, answer.seconds).forward(x, None, bias, handed)
 
 
 def has_null(answer: Answer, draw: Draw) -> None:
@@ -243,20 +243,22 @@ def reads_as_before(answer: Answer, draw: Draw) -> None:
     usual, theirs = layers(answer, draw, -math.inf)
     x, bias = draw.numbers(draw.B, draw.N, draw.H * draw.d), draw.numbers(draw.H, draw.N, draw.N)
     other = draw.routing()
-    reroutes = {
-        "nothing": None,
-        "a routing": other,
-        "a function": lambda routing, v: (routing._replace(q=other.q), v + 1),
+    cases = {
+        "nothing": NOTHING,
+        "a routing": Handed(routing=other),
+        "q alone": Handed(q=other.q),
+        "k alone": Handed(k=other.k),
+        "v alone": Handed(v=other.q),
     }
-    for given, reroute in reroutes.items():
-        expected, found = usual(x, None, bias, reroute), forward(answer, theirs, x, bias, reroute)
+    for given, handed in cases.items():
+        expected, found = usual(x, None, bias, handed), forward(answer, theirs, x, bias, handed)
         pairs = {"output": (found.output, expected.output), "v": (found.v, expected.v)}
         pairs["routing.q"] = (found.routing.q, expected.routing.q)
         for name, (one, two) in pairs.items():
             one, two = one.detach(), two.detach()
             if one.shape != two.shape or not close(one, two):
                 raise Wrong(
-                    f"The same weights as an Attention, null at -inf, and as reroute {given}: {name} differs (its "
+                    f"The same weights as an Attention, null at -inf, and handed {given}: {name} differs (its "
                     f"first number is {shown(one.flatten()[0])}, should be {shown(two.flatten()[0])}). Only one line "
                     "of Attention.forward is to change, the one that reads; compare the others."
                 )
@@ -267,14 +269,14 @@ def reads_nothing(answer: Answer, draw: Draw) -> None:
     usual, theirs = layers(answer, draw, 300)
     x = draw.numbers(draw.B, draw.N, draw.H * draw.d)
     expected = usual.proj(usual.norm(torch.zeros_like(x))).detach()
-    for given, reroute in (("nothing", None), ("a routing", draw.routing())):
-        output = forward(answer, theirs, x, None, reroute).output.detach()
+    for given, handed in (("nothing", NOTHING), ("a routing", Handed(routing=draw.routing()))):
+        output = forward(answer, theirs, x, None, handed).output.detach()
         if not close(output, expected):
             i = worst(output, expected)
             raise Wrong(
-                f"null is 300 and reroute is {given}: all heads read 0, and after the last matrix the bias alone is "
-                f"left, {shown(expected[i])}; your output has {shown(output[i])}. The null key belongs to the layer: "
-                "it reads with it whoever says where to look."
+                f"null is 300, and the layer is handed {given}: all heads read 0, and after the last matrix the bias "
+                f"alone is left, {shown(expected[i])}; your output has {shown(output[i])}. The null key belongs to the "
+                "layer: it reads with it whoever says where to look."
             )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model import Attention, Routing, ViT, ViTConfig
 from support.matching import layout, matching
-from teachers import find
+from teachers import find_teacher
 
 DRAWS = 4  # of each law: one builds whole models
 RETURNS = {"score": lambda teacher, images, labels: 0.0}
@@ -107,7 +107,7 @@ def repeats(answer: Answer, draw: Draw) -> None:
     if draw.level:
         return
     images, labels, *_ = scene(answer, draw)
-    teacher = ViT(find("deit_nano").config).to(draw.dtype).eval()
+    teacher = ViT(find_teacher("deit_nano").config).to(draw.dtype).eval()
     first = answer.score(teacher, images[:12], labels[:12])
     torch.manual_seed(draw.integer(0, 1000))
     second = answer.score(teacher, images[:12], labels[:12])

@@ -35,7 +35,7 @@ import train  # noqa: E402
 from model import ViT  # noqa: E402
 from support import data  # noqa: E402
 from support.errors import UserError  # noqa: E402
-from teachers import find  # noqa: E402
+from teachers import find_teacher  # noqa: E402
 
 KNOWN = exercises()
 SOLVED = [number for number in KNOWN if (STAFF / "solutions" / f"e{number}.py").is_file()]
@@ -260,7 +260,7 @@ METHODS = {1: "distill", 2: "distill", 4: "copy", 5: "copy", 6: "copy"}
 
 @pytest.mark.parametrize("number", RUNS)
 def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path, monkeypatch, capsys):
-    usual, teacher = data.matching, ViT(find("deit_nano").config).eval().requires_grad_(False)
+    usual, teacher = data.matching, ViT(find_teacher("deit_nano").config).eval().requires_grad_(False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "matching", lambda count, seed: usual(min(count, 40), seed))
     monkeypatch.setattr(train, "build_teacher", lambda settings: teacher)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from model import Attended, Attention, Reroute, RoPE, Routing, ViTConfig, attend, attention_logits
+from model import NOTHING, Attended, Attention, Handed, RoPE, Routing, ViTConfig, attend, attention_logits
 
 
 def read_with_null(r: Routing, v: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,14 +16,13 @@ class NullAttention(Attention):
         super().__init__(config)
         self.null = nn.Parameter(torch.zeros(config.heads))
 
-    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, reroute: Reroute | None = None) -> Attended:
+    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
         B, N, D = x.shape
-        v = self.values(x)
-        if isinstance(reroute, Routing):
-            routing = reroute
-        else:
-            routing = self.route(x, rope, bias)
-            if reroute is not None:
-                routing, v = reroute(routing, v)
+        routing = self.route(x, rope, bias) if handed.routing is None else handed.routing
+        if handed.q is not None:
+            routing = routing._replace(q=handed.q)
+        if handed.k is not None:
+            routing = routing._replace(k=handed.k)
+        v = self.values(x) if handed.v is None else handed.v
         read, _ = read_with_null(routing, v, self.null)
         return Attended(routing, v, self.proj(self.norm(read.transpose(1, 2).reshape(B, N, D))))

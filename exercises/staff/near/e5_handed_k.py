@@ -1,14 +1,13 @@
 # says: and the k of image
-# the nearest thing in the code base: transfer.with_part hands over k alone
+# the nearest thing in the code base: copying with what="k", which hands over k alone
 import torch
 
-from model import Routing, attention_map
-from transfer import with_part
+from model import Handed, Routing, attention_map
 
 
 def other_image(r: Routing, generator: torch.Generator) -> Routing:
-    own = Routing(r.q, r.k.roll(1, 0), r.bias)  # another image's k
-    return with_part(r, r.q, own, "k")[0]
+    handed = Handed(k=r.k.roll(1, 0))  # another image's k
+    return r._replace(k=handed.k)
 
 
 def no_image(r: Routing) -> Routing:
