@@ -35,7 +35,7 @@ def native(default: Any, purpose: str) -> Any:
 class ViTConfig:
     """The shape of a ViT. The defaults are the standard ViT-B/16. Parameters carry timm's names."""
 
-    img_size: int = 224  # pixels on each side
+    img_size: int = 224  # in pixels
     patch_size: int = 16
     dim: int = 768
     depth: int = 12
@@ -107,7 +107,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         if self.img_size < self.patch_size or self.img_size % self.patch_size:
-            above = self.img_size + -self.img_size % self.patch_size  # the next size that fits
+            above = self.img_size + -self.img_size % self.patch_size  # This is the next size that fits.
             raise UserError(
                 f"image size {self.img_size} is not a multiple of {self.patch_size}, a patch's; use {above}"
             )
@@ -166,7 +166,7 @@ def attend(routing: Routing, v: Tensor) -> Tensor:
 class Attended(NamedTuple):
     """What happened in one attention layer."""
 
-    routing: Routing  # with which the layer read
+    routing: Routing  # The layer read with this routing.
     v: Tensor  # (B, H, N, d)
     output: Tensor  # (B, N, D), what the layer adds to the stream of tokens
 
@@ -265,8 +265,8 @@ class SwiGLU(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         hidden = int(config.dim * config.mlp_ratio)
-        self.fc1_g = nn.Linear(config.dim, hidden)  # the gate
-        self.fc1_x = nn.Linear(config.dim, hidden)  # what passes
+        self.fc1_g = nn.Linear(config.dim, hidden)  # This is the gate.
+        self.fc1_x = nn.Linear(config.dim, hidden)  # The gate is multiplied with this.
         self.norm = make_norm(config, hidden, config.sub_ln is not None)
         self.fc2 = nn.Linear(hidden, config.dim)
 
@@ -511,7 +511,7 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        offsets = (2 * config.grid - 1) ** 2  # from -(grid - 1) to grid - 1, in rows and in columns
+        offsets = (2 * config.grid - 1) ** 2  # They go from -(grid - 1) to grid - 1, in rows and in columns.
         self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets + 3, config.heads))
 
     def fill_buffers(self, config: ViTConfig) -> None:
@@ -578,4 +578,4 @@ def sincos_positions(config: ViTConfig) -> Tensor:
     angle = places[:, None] * 10_000.0 ** -(torch.arange(bands) / bands)  # (grid, D/4)
     waves = torch.cat((angle.sin(), angle.cos()), dim=-1)
     by_row, by_column = waves.repeat_interleave(config.grid, 0), waves.repeat(config.grid, 1)
-    return torch.cat((by_column, by_row), dim=-1)[None]  # the column first, as in MAE
+    return torch.cat((by_column, by_row), dim=-1)[None]  # MAE has the column first, too.

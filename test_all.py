@@ -1339,7 +1339,7 @@ def test_fine_tuning_ends_at_maes_smallest_learning_rate():
 def test_blocks_that_were_asked_for_are_named_and_the_usual_ones_are_not():
     words = "--teacher deit_s --data cifar10 --mode transfer"
     (asked,), (usual,) = planned(words + " --blocks 6"), planned(words + " --blocks 9")
-    columns = [train.describe(settings)["column"] for settings in (asked, usual)]
+    columns = [train.describe(settings)["table"]["column"] for settings in (asked, usual)]
     assert columns == ["distill blocks=6", "distill"] and [usual] == planned(words)
     assert planned("--mode transfer")[0].blocks is None  # of a nano teacher all
 
@@ -1359,10 +1359,10 @@ def test_published_recipes_are_compared_with_each_other_and_not_with_others():
 
 def result_of(settings, top1=50.0) -> tables.Result:
     """A run that was not run, as a table would see it."""
-    told = train.describe(settings)
-    conditions = tuple(map(tuple, told["conditions"]))
-    place = tuple(told["place"]), told["family"], settings.teacher, told["teacher"]
-    return tables.Result(*place, conditions, told["column"], settings.seed, top1, None)
+    table = train.describe(settings)["table"]
+    conditions = tuple((name, *pair) for name, pair in table["conditions"].items())
+    table |= {"place": tuple(table["place"]), "conditions": conditions}
+    return tables.Result(**table, teacher=settings.teacher, seed=settings.seed, top1=top1, teacher_top1=None)
 
 
 @pytest.mark.parametrize("role", ["data", "recipe"])
@@ -1383,9 +1383,8 @@ def test_a_new_variant_is_in_the_name_and_a_setting_of_the_machine_in_neither_na
         field = arguments.flag(role, 0, "What is new.")
         More = make_dataclass("More", [("new", int, field)], bases=(train.Settings,), frozen=True)
         told = train.describe(train.complete(More(mode="transfer", new=1)))
-        assert told["column"] == column and ("new=1" in told["name"]) == (role == "variant")
-        assert "new" not in [name for name, _, _ in told["conditions"]]
-        assert ("new" in told["incidental"]) == (role == "machine")
+        assert told["table"]["column"] == column and ("new=1" in told["name"]) == (role == "variant")
+        assert "new" not in told["table"]["conditions"] and ("new" in told["incidental"]) == (role == "machine")
 
 
 def test_a_setting_without_a_role_is_no_setting():
@@ -2278,7 +2277,7 @@ def write_run(folder, top1, base, **settings):
     folder.mkdir(parents=True)
     config = runs.read_config(base)
     config["settings"] |= settings
-    config["table"] = train.describe(train.Settings(**config["settings"]))
+    config |= train.describe(train.Settings(**config["settings"]))
     runs.write_json(folder / "config.json", config)
     runs.write_json(folder / "result.json", {"top1": top1})
     (folder / "student.safetensors").touch()

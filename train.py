@@ -1,11 +1,11 @@
 """Trains students: with a teacher's attention (transfer), without (baseline), or from a teacher's weights (finetune).
 
-    python train.py                                          # a nano teacher, baseline and transfer, in minutes
+    python train.py                                          # a small (nano) teacher that is pretrained here
     python train.py --teacher eva02_s --mode transfer        # a real teacher: downloads its weights and Imagenette
     torchrun --nproc_per_node=8 train.py --teacher ...       # several GPUs
 
 Several values of --teacher, --data, --mode, --method, --student or --seed make a grid of runs, one after another. Each
-run has a folder. A run that was stopped goes on with the same command; one that is finished is not trained again.
+run has a folder. The same command resumes a run that was stopped, and does not train again one that is finished.
 
 Read this file after transfer.py: `Settings` has every knob of a run, `Training` what a run is built of, and `train` is
 the loop.
@@ -41,8 +41,6 @@ from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, ini
 
 # ---- Settings and recipes --------------------------------------------------------------------------------------------
 
-MODES = ("baseline", "transfer", "finetune")  # without a teacher, with its attention, from its weights
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,100 +50,99 @@ class Settings:
     """
 
     # What to run. A command may give several values of most of these, and trains each combination.
-    teacher: str = flag("run", "deit_nano", "The teacher; python teachers.py lists all.", nargs="+", metavar="ID")
-    teacher_seed: int = flag("run", 0, "The seed of a nano teacher's pretraining.", high=1000, nargs="+", metavar="N")
-    seed: int = flag("run", 0, "The seed of all that is random in a run.", high=2**32 - 1, nargs="+", metavar="N")
-    data: str | None = flag("data", None, f"{', '.join(data.DATASETS)}, or a folder of class folders.", nargs="+")
+    teacher: str = flag(
+        "run", "deit_nano", "The ID of the teacher; `python teachers.py` lists all.", nargs="+", metavar="ID"
+    )
+    teacher_seed: int = flag("run", 0, "The seed for pretraining a nano teacher.", high=1000, nargs="+")
+    seed: int = flag("run", 0, "The seed of initial weights, data order and augmentation.", high=2**32 - 1, nargs="+")
+    data: str | None = flag(
+        "data",
+        None,
+        f"A data set ({', '.join(data.DATASETS)}) or a folder with one subfolder per class. matching is made here, and "
+        "the default for nano teachers; imagenette is the default for others.",
+        nargs="+",
+    )
     mode: str | None = flag(
         "run",
         None,
-        "Without a teacher, with its attention, or from its weights (default: baseline transfer).",
-        choices=MODES,
+        "Use no teacher (baseline), its attention (transfer) or its weights (finetune). Default: the first two.",
+        choices=("baseline", "transfer", "finetune"),
         nargs="+",
     )
     student: str = flag(
         "run",
         "standard",
-        "Its native components: standard (none), native (all of the teacher's), or a comma list.",
+        "A plain ViT (standard), one with all native components of the teacher (native), or with a comma list of them.",
         nargs="+",
     )
-    method: str | None = flag("run", "distill", "How a transfer uses the maps.", choices=METHODS, nargs="+")
+    method: str | None = flag("run", "distill", "Copy the maps, or match them by a loss.", choices=METHODS, nargs="+")
     weights: str | None = flag(
-        "run",
-        None,
-        "The file of the teacher's weights, or 'random' for an untrained teacher, as a control.",
-        metavar="PATH",
+        "run", None, "A file to load the teacher from, or 'random'. Default: the published file.", metavar="PATH"
     )
 
     # Data.
-    train_images: int | None = flag("data", None, "Train on a fixed, class-balanced subset of so many images.", 1)
-    img_size: int | None = flag("data", None, "The images' side in pixels (default: the teacher's; 224 for DINOv2).", 1)
+    train_images: int | None = flag("data", None, "Train on a class-balanced subset of N images. Default: all.", 1)
+    img_size: int | None = flag("data", None, "The images' side in pixels. Default: the teacher's (DINOv2: 224).", 1)
     augment: bool = flag("data", True, "Crop and flip the training images at random.")
 
     # Attention transfer.
     blocks: str | None = flag(
         "variant",
         None,
-        "The blocks that are transferred: the first so many (9), a range (3-8) or a list (0,4,8) (default: all; to "
-        "distill from real teachers the first three quarters).",
+        "The blocks that are transferred, from 0: a count (9 is the first nine), a range (3-8) or a list (0,4,8). "
+        "Default: all, but three quarters to distill from a teacher that is not nano.",
         used_by=METHODS,
     )
-    weight: float = flag("variant", 3.0, "The distillation loss counts so many times.", used_by=["distill"])
-    what: str | None = flag("variant", "map", "What is copied or distilled.", choices=WHAT, used_by=METHODS)
-    loss: str | None = flag("variant", "cross_entropy", "How maps are compared.", choices=LOSSES, used_by=["distill"])
+    weight: float = flag("variant", 3.0, "The weight of the distillation loss in the total loss.", used_by=["distill"])
+    what: str | None = flag(
+        "variant", "map", "Transfer attention maps, or q, k, v or the layer's output.", choices=WHAT, used_by=METHODS
+    )
+    loss: str | None = flag("variant", "cross_entropy", "The loss between maps.", choices=LOSSES, used_by=["distill"])
     init: str | None = flag(
         "variant",
         None,
-        "The student begins with these parts of the teacher's weights: attention, mlp, norms, embeddings, or all.",
+        "Start with these of the teacher's weights: a comma list of attention, mlp, norms, embeddings; or all.",
         used_by=["baseline", *METHODS],
     )
 
     # Recipe.
     recipe: str = flag(
-        "run",
-        "desk",
-        "Take the numbers below as published (paper) for copy, distill and its baseline, and MAE's for finetune.",
-        choices=("desk", "paper"),
+        "run", "desk", "Take values as shown (desk) or as published (paper); flags override.", choices=("desk", "paper")
     )
     epochs: int = flag("recipe", 50, "The number of passes over the training images.", 1)
-    batch_size: int = flag("recipe", 128, "The number of images in a step, over all processes.", 1)
+    batch_size: int = flag("recipe", 128, "The number of images per step, over all processes.", 1)
     lr: float | None = flag(
         "recipe",
         None,
-        "The learning rate for a batch of 256, scaled to --batch-size (default: 0.006 for nano students, else 0.0005).",
+        "The peak learning rate at batch size 256, scaled linearly to others. Default: 0.006 for nano, else 0.0005.",
     )
-    lr_floor: float = flag("recipe", 0.0, "The share of the learning rate that is left at the end.", high=1)
+    lr_floor: float = flag("recipe", 0.0, "The final learning rate as a share of the peak.", high=1)
     beta2: float = flag("recipe", 0.98, "AdamW's beta2; its beta1 is 0.9.", high=0.999999)
-    weight_decay: float = flag("recipe", 0.05, "The weight decay of matrices; nothing else decays.")
-    warmup: float | None = flag("recipe", None, "The learning rate rises for so many epochs (default: a tenth of all).")
-    clip: float = flag("recipe", 1.0, "The largest norm of a gradient; 0 means no clipping.")
-    layer_decay: float = flag("recipe", 1.0, "The learning rate's factor from a block to the one before.", 1e-3, 1)
+    weight_decay: float = flag("recipe", 0.05, "The weight decay of matrices; biases, norms and tokens have none.")
+    warmup: float | None = flag("recipe", None, "The number of warm-up epochs. Default: a tenth of the epochs.")
+    clip: float = flag("recipe", 1.0, "The global norm to which gradients are clipped; 0 is off.")
+    layer_decay: float = flag("recipe", 1.0, "A block's learning rate relative to the next block's; 1 is off.", 1e-3, 1)
     drop_path: float = flag("recipe", 0.0, "The rate of stochastic depth (arXiv 1603.09382).", high=0.999999)
-    mixup: float = flag("recipe", 0.0, "The alpha of mixup (arXiv 1710.09412); 0 means none.")
-    cutmix: float = flag("recipe", 0.0, "The alpha of CutMix (arXiv 1905.04899); 0 means none.")
-    randaugment: float = flag("recipe", 0.0, "RandAugment's magnitude (arXiv 1909.13719); 0 means none.", high=10)
+    mixup: float = flag("recipe", 0.0, "The alpha of mixup (arXiv 1710.09412); 0 is off.")
+    cutmix: float = flag("recipe", 0.0, "The alpha of CutMix (arXiv 1905.04899); 0 is off.")
+    randaugment: float = flag("recipe", 0.0, "The magnitude of RandAugment (arXiv 1909.13719); 0 is off.", high=10)
     erasing: float = flag("recipe", 0.0, "The probability of random erasing (arXiv 1708.04896).", high=1)
-    smoothing: float = flag("recipe", 0.0, "The share of a label that is spread over all classes.", high=0.999999)
-    ema: float = flag("recipe", 0.0, "The decay of a moving average of the weights; 0 means none.", high=0.999999)
+    smoothing: float = flag("recipe", 0.0, "Label smoothing: the share spread over all classes.", high=0.999999)
+    ema: float = flag("recipe", 0.0, "The decay of a moving average of the weights; 0 is off.", high=0.999999)
 
     # Machine.
-    data_root: str = flag("machine", "data", "Data sets are kept in this folder.", metavar="DIR")
-    workers: int | None = flag(
-        "machine", None, "So many processes decode images (default: one for each core, at most 8; none for matching)."
-    )
-    accumulate: int = flag("machine", 1, "Cut each batch into so many pieces, to save memory.", 1)
-    validate_every: int | None = flag("machine", None, "Validate after so many epochs (default: a tenth of all).", 1)
+    data_root: str = flag("machine", "data", "The folder in which data sets are looked for and kept.", metavar="DIR")
+    workers: int | None = flag("machine", None, "N processes decode images. Default: one per core, at most 8.")
+    accumulate: int = flag("machine", 1, "Cut each batch into N pieces, to save memory.", 1)
+    validate_every: int | None = flag("machine", None, "Validate every N epochs. Default: a tenth of the epochs.", 1)
     checkpoint_every: int | None = flag(
-        "machine", None, "Keep a checkpoint after so many epochs (default: as many as have 10,000 images).", 1
+        "machine", None, "Write a checkpoint to resume from every N epochs. Default: each 10,000 images.", 1
     )
-    device: str = flag("machine", "auto", "The device: cpu, cuda, cuda:1, or auto, which is cuda if there is one.")
+    device: str = flag("machine", "auto", "The device: cpu, cuda, cuda:1, or auto (cuda if available, else cpu).")
     amp: str = flag(
-        "machine",
-        "auto",
-        "Mixed precision; auto is bf16 (or else fp16) on CUDA, and off elsewhere.",
-        choices=("auto", "bf16", "fp16", "off"),
+        "machine", "auto", "Mixed precision; auto is bf16 or fp16 on CUDA.", choices=("auto", "bf16", "fp16", "off")
     )
-    compile: bool = flag("machine", False, "Compile the student.")
+    compile: bool = flag("machine", False, "Compile the student with torch.compile.")
 
     @property
     def needs_teacher(self) -> bool:
@@ -223,7 +220,7 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
     """
     groups = {}
     depth, peak = student.config.depth, settings.lr * settings.batch_size / 256
-    full = depth + 1 if settings.mode == "finetune" else depth  # the first layer with all of the learning rate
+    full = depth + 1 if settings.mode == "finetune" else depth  # From this layer on, the learning rate is whole.
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -241,7 +238,7 @@ def mixed_precision(amp: str, device: torch.device) -> tuple[Callable[[], torch.
     on_cuda = device.type == "cuda"
     uses_tf32 = on_cuda and amp != "off"
     torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = uses_tf32  # for the patch convolution
+    torch.backends.cudnn.allow_tf32 = uses_tf32  # The patch convolution uses it.
     if amp == "auto" and on_cuda:
         amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
@@ -351,7 +348,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
             raise not_finite(f"the gradients at step {step} are")
         spent = time.perf_counter() - start
         seconds += spent
-        is_last, rate = epoch + 1 == settings.epochs, settings.lr * settings.batch_size / 256 * factor
+        is_last, rate = epoch + 1 == settings.epochs, max(group["lr"] for group in run.optimiser.param_groups)
         line = {"epoch": epoch + 1, "step": step + 1, **meter.averages(step), "lr": rate}
         line |= {"images_per_s": count / spent, "seconds": seconds}
         if is_last or (epoch + 1) % settings.validate_every == 0:
@@ -364,22 +361,21 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
     return finish(run, folder, found, seconds)
 
 
-def finish(run: Training, folder: Path, found: dict[str, float], seconds: float) -> dict:
+def finish(run: Training, folder: Path, found: dict, seconds: float) -> dict:
     """Writes the student and the result. `found` is what the last validation found, if this process saw it."""
     last_step = run.steps - 1
     result = found or validate(run, run.model, last_step)
     result |= {"epochs": run.settings.epochs, "steps": run.steps, "train_seconds": seconds}
-    students = {"student": run.student}
     if run.average:
-        students["student_ema"] = run.average.module
         averaged = validate(run, run.join(run.settings, run.average.module, run.teacher), last_step)
         result |= {f"ema_{name}": value for name, value in averaged.items()}
     # Where the teacher's task is the student's, its own accuracy says what could be learnt.
     if run.teacher is not None and run.teacher.config.num_classes and run.settings.data == "matching":
         result["teacher_top1"] = validate(run, StudentAlone(run.teacher), last_step)["top1"]
     if run.processes.main:
-        for name, student in students.items():
-            runs.write_student(folder / f"{name}.safetensors", student)
+        runs.write_student(folder / "student.safetensors", run.student)
+        if run.average:
+            runs.write_student(folder / "student_ema.safetensors", run.average.module)
         runs.write_json(folder / "result.json", result)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return result
@@ -390,7 +386,7 @@ class Meter:
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.sums = torch.zeros(4, device=processes.device)  # the loss, the transfer loss, right answers, images
+        self.sums = torch.zeros(4, device=processes.device)  # loss, transfer loss, right answers, images
 
     @torch.no_grad()
     def add(self, loss: Tensor, transfer_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
@@ -399,7 +395,7 @@ class Meter:
         right, count = (logits.argmax(1) == labels).sum().float(), loss.new_tensor(len(labels))
         self.sums += torch.stack((loss * count, transfer_loss.float() * count, right, count))
 
-    def averages(self, step: int) -> dict[str, float]:
+    def averages(self, step: int) -> dict:
         """The averages after that step. Raises a `UserError` if a loss was not finite."""
         loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
         if not math.isfinite(loss):
@@ -419,7 +415,7 @@ def evaluate(
     classes: list[int] | slice = slice(None),
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     when: str = "",
-) -> dict[str, float]:
+) -> dict:
     """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
 
     The model, left in eval mode, makes (logits, transfer loss) of images. `classes` are those that are asked for. The
@@ -428,7 +424,7 @@ def evaluate(
     """
     start = time.perf_counter()
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # right answers, right among the best five, the loss, images
+    sums = torch.zeros(4, dtype=torch.float64)  # right answers, right among the best five, loss, images
     batches = data.in_order(len(loader.dataset), batch_size, processes.rank, processes.world)
     bar = dict(desc="validation", total=len(batches), leave=False, delay=1, disable=not processes.main)
     for images, labels in tqdm(loader.read(batches), **bar):
@@ -445,7 +441,7 @@ def evaluate(
     return {"top1": 100 * top1 / n, "top5": 100 * top5 / n, "loss": loss / n, "n": int(n), "images_per_s": n / seconds}
 
 
-def validate(run: Training, model: nn.Module, step: int) -> dict[str, float]:
+def validate(run: Training, model: nn.Module, step: int) -> dict:
     """What `evaluate` finds on the validation set after that step."""
     batch_size, when = min(256, run.settings.batch_size), f" after step {step}"
     return evaluate(model, run.val_images, batch_size, run.processes, autocast=run.autocast, when=when)
@@ -455,19 +451,23 @@ def validate(run: Training, model: nn.Module, step: int) -> dict[str, float]:
 
 
 def parse_arguments(words: list[str] | None = None) -> Namespace:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__.rpartition("\n\n")[0])  # without the advice to readers of this file
     add_flags(parser, Settings)
-    parser.add_argument("--out", default="runs", metavar="DIR", help="The folder of the runs' folders (default: runs).")
-    parser.add_argument("--fresh", action="store_true", help="Start over where a run is on disk.")
+    parser.add_argument(
+        "--out", default="runs", metavar="DIR", help="The folder in which each run has its own. Default: runs."
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="Start the runs of this command over, whatever is on disk of them."
+    )
     return parser.parse_args(words)
 
 
 def plan_runs(args: Namespace) -> list[Settings]:
     """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
-    typed = vars(args).copy()  # the flags that were given
+    typed = vars(args).copy()  # These flags were given.
     del typed["out"], typed["fresh"]  # These do not belong to one run.
-    several = {field.name: [field.default] for field in fields(Settings) if "nargs" in field.metadata}
-    several = {name: typed.pop(name, default) for name, default in several.items()}
+    grid = [field for field in fields(Settings) if "nargs" in field.metadata]
+    several = {field.name: typed.pop(field.name, [field.default]) for field in grid}
     if several["mode"] == [None]:
         several["mode"] = ["baseline", "transfer"]
     if typed.get("weights", "random") != "random" and len(set(several["teacher"])) > 1:
@@ -620,7 +620,7 @@ def begin(run: Training, folder: Path, command: str, **more) -> None:
     """Writes what a run is made of, and all that tables ask of it later, to its config.json."""
     config = {
         "settings": asdict(run.settings),
-        "table": describe(run.settings),
+        **describe(run.settings),
         "student": asdict(run.student.config),
         "classes": run.data.classes,
         "images": [len(run.data.train), len(run.data.val)],

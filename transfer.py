@@ -16,7 +16,7 @@ from model import Attended, Drops, Handed, Routing, ViT, ViTConfig, attend, atte
 from support.errors import UserError, unknown
 
 METHODS = ("copy", "distill")
-WHAT = ("map", "q", "k", "v", "output")  # what of the teacher's attention is copied or distilled
+WHAT = ("map", "q", "k", "v", "output")  # Each of these can be distilled, and all but the output copied.
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
@@ -283,17 +283,18 @@ def choose_blocks(blocks: str | int | Sequence[int] | None, depth: int) -> list[
     A number (9, or "9") is a count of the first blocks, a range ("3-8") has both of its ends, and a list ([0, 4, 8], or
     "0,4,8") names each block.
     """
-    chosen = range(depth) if blocks is None else blocks
-    if isinstance(blocks, str):
-        if not re.fullmatch(r"\d{1,4}(-\d{1,4}|(,\d{1,4})*,?)", blocks):
-            raise UserError(f"blocks '{blocks}' is no count (9), range (3-8) or list (0,4,8)")
-        numbers = [int(number) for number in re.findall(r"\d+", blocks)]
-        if "-" in blocks:
-            chosen = range(numbers[0], numbers[1] + 1)
+    if blocks is None:
+        return list(range(depth))
+    chosen = blocks
+    if isinstance(blocks, str | int):
+        text = str(blocks)
+        if not re.fullmatch(r"\d{1,4}(-\d{1,4}|(,\d{1,4})*,?)", text):
+            raise UserError(f"blocks '{text}' is no count (9), range (3-8) or list (0,4,8)")
+        first, *rest = (int(number) for number in re.findall(r"\d+", text))
+        if "-" in text:
+            chosen = range(first, rest[0] + 1)
         else:
-            chosen = numbers if "," in blocks else range(numbers[0])
-    elif isinstance(blocks, int):
-        chosen = range(blocks)
+            chosen = [first, *rest] if "," in text else range(first)
     chosen = sorted(set(chosen))
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
         raise UserError(f"no such blocks: there are {depth}; choose a count of 1 to {depth}, or numbers from 0")
@@ -331,18 +332,19 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     for part in chosen:
         if part not in PARTS:
             raise unknown("part", part, ("all", *PARTS))
-    theirs, ours = teacher.state_dict(), student.state_dict()
-    names = sorted(name for name in theirs.keys() | ours.keys() if part_of(name) in chosen)
-    for name in names:
-        there = tuple(theirs[name].shape) if name in theirs else "none"
-        here = tuple(ours[name].shape) if name in ours else "none"
+    theirs, ours = (
+        {name: value for name, value in model.state_dict().items() if part_of(name) in chosen}
+        for model in (teacher, student)
+    )
+    for name in sorted(theirs.keys() | ours.keys()):
+        there, here = (tuple(held[name].shape) if name in held else "none" for held in (theirs, ours))
         if there != here:
             raise UserError(
                 f"cannot initialise {part_of(name)} from the teacher: {name} is {there} there and {here} in the "
                 f"student; give it the teacher's components (--student native)"
             )
-    for name in names:
-        ours[name].copy_(theirs[name])
+    for name, value in ours.items():
+        value.copy_(theirs[name])
 
 
 # ---- Measures --------------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from support.errors import UserError
 
 # What a setting is to a run: its group of flags, and where tables, names and resuming look at it.
 ROLES = {
-    "run": "what to run; several values make a grid",
-    "data": "data; a table compares runs only where these agree",
-    "variant": "attention transfer; the name of a run shows what is not usual",
-    "recipe": "recipe; a table compares runs where these agree, or are as published",
-    "machine": "machine; these may change when a stopped run goes on",
+    "run": "what to run (several values make a grid of runs)",
+    "data": "data (tables compare runs only where these are equal)",
+    "variant": "attention transfer (the name of a run shows what is not the default)",
+    "recipe": "recipe (tables compare runs where these are equal, or as published)",
+    "machine": "machine (may be changed when a stopped run is resumed)",
 }
 
 
@@ -66,7 +66,8 @@ def add_flags(parser: Parser, settings: type) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = str if kind is str else number_from(kind, *field.metadata["range"])
-        default = "" if field.default is None else f" (default: {field.default})"
+            options.setdefault("metavar", {int: "N", float: "X"}.get(kind))
+        default = "" if field.default is None else f" Default: {field.default}."
         # The defaults are the dataclass's: the parser leaves out what was not typed.
         options |= {"default": argparse.SUPPRESS, "help": field.metadata["help"] + default}
         groups[field.metadata["role"]].add_argument(f"--{field.name.replace('_', '-')}", **options)

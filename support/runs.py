@@ -33,37 +33,33 @@ MADE_OF = ("classes", "images", "steps", "processes", "teacher")  # A run goes o
 
 
 def describe(settings: Any, usual: Any, published: dict, family: str, place: Sequence[int]) -> dict:
-    """What a run is called, and what a table must know of it, for its config.json.
+    """What a run is called, and what tables must know of it, for its config.json.
 
     `usual` are the same settings without variants, `published` is the recipe that the run follows, if any. `family` and
     `place` are the title of the teacher's family, and the numbers of family and teacher in the registry.
     """
+    ours, plain = asdict(settings), asdict(usual)
     teacher, method = teacher_title(settings), settings.method or settings.mode
     student = [] if settings.student == "standard" else [settings.student]
-    variants = []
-    for name in names_of(settings, "variant"):
-        value = getattr(settings, name)
-        if value != getattr(usual, name):
-            variants.append(f"{name}={value}")
+    variants = [f"{name}={ours[name]}" for name in names_of(settings, "variant") if ours[name] != plain[name]]
     words = [teacher.replace(" ", ""), Path(settings.data).name, method, *student, *variants, f"seed{settings.seed}"]
 
-    # What runs must share to be compared: name, value, and what else to compare. Each published method has a recipe of
+    # What runs must share to be compared: each value, and what else to compare. Each published method has a recipe of
     # its own: these can be compared, too, as all of them are "as published".
-    conditions = []
-    for name in names_of(settings, "data"):
-        conditions.append((name, getattr(settings, name), getattr(settings, name)))
+    conditions = {name: [ours[name], ours[name]] for name in names_of(settings, "data") + names_of(settings, "recipe")}
     for name in names_of(settings, "recipe"):
-        value = getattr(settings, name)
-        is_published = published and value == published.get(name, getattr(type(settings), name))
-        conditions.append((name, value, "as published" if is_published else value))
+        if published and ours[name] == published.get(name, getattr(type(settings), name)):
+            conditions[name][1] = "as published"
     return {
         "name": "-".join(words).replace(",", "+"),
-        "family": family,
-        "teacher": teacher,
-        "place": place,
-        "column": " ".join([*student, method, *variants]),
-        "conditions": conditions,
         "incidental": names_of(settings, "machine"),
+        "table": {
+            "place": place,
+            "family": family,
+            "title": teacher,
+            "conditions": conditions,
+            "column": " ".join([*student, method, *variants]),
+        },
     }
 
 
@@ -78,13 +74,12 @@ def check_settings(settings: Any, folder: Path) -> None:
     """Raises a `UserError` if the folder holds a run of other settings."""
     if not (folder / "config.json").is_file():
         return
-    theirs, differ = read_settings(folder, type(settings)), []
-    for name, ours in asdict(settings).items():
-        if name not in names_of(settings, "machine") and ours != getattr(theirs, name):
-            differ.append(f"{name} {getattr(theirs, name)} there and {ours} here")
-    if differ:
+    theirs, ours = asdict(read_settings(folder, type(settings))), asdict(settings)
+    names = [name for name in ours if ours[name] != theirs[name] and name not in names_of(settings, "machine")]
+    if names:
+        differ = "; ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in names)
         remedy = "start over with --fresh, or choose another --out"
-        raise UserError(f"{folder} holds a run with other settings: {'; '.join(differ)}; {remedy}")
+        raise UserError(f"{folder} holds a run with other settings: {differ}; {remedy}")
 
 
 def begin(folder: Path, config: dict, processes: Processes) -> None:
@@ -135,7 +130,7 @@ def read_config(folder: str | Path) -> dict:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
-    return read_json(path, {"settings", "table", "student", "command", *MADE_OF})
+    return read_json(path, {"settings", "table", "student", "command", "versions", *MADE_OF})
 
 
 def read_settings(folder: str | Path, kind: type) -> Any:
@@ -220,7 +215,7 @@ class Checkpoint:
         with replacing(self.path) as temporary:
             try:
                 torch.save({"epochs": epochs, "seconds": seconds, **states}, temporary)
-            except RuntimeError as error:  # torch's word for a full disk
+            except RuntimeError as error:  # This is torch's word for a full disk.
                 raise OSError(str(error).splitlines()[0]) from error
 
     def check_finite(self, step: int) -> None:

@@ -34,8 +34,8 @@ def result_of(folder: str | Path) -> Result:
         place=tuple(table["place"]),
         family=table["family"],
         teacher=settings["teacher"],
-        title=table["teacher"],
-        conditions=tuple(map(tuple, table["conditions"])),
+        title=table["title"],
+        conditions=tuple((name, *pair) for name, pair in table["conditions"].items()),
         column=table["column"],
         seed=settings["seed"],
         top1=result.get("ema_top1", result["top1"]),
@@ -58,10 +58,11 @@ of its weights (ema), it is the average's accuracy."""
 
 
 def compare(results: list[Result]) -> Tables:
-    """Tables, each of runs that can be compared; what they share holds all in which two tables differ."""
+    """Tables, each of runs that can be compared. The title of each holds all in which two of them differ."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
-    values = {}  # by condition, over all runs
+    # Where all runs have the same value, it is compared, and else what is to be compared instead.
+    values = {}
     for result in results:
         for name, value, _ in result.conditions:
             values.setdefault(name, set()).add(value)
@@ -137,7 +138,7 @@ def print_tables(tables: Tables) -> None:
 def line_of(folder: Path, result: Result) -> dict:
     """A run as a line of the CSV file: its settings but the incidental ones, the commit of its code, its accuracy."""
     config = runs.read_config(folder)
-    line = {name: value for name, value in config["settings"].items() if name not in config["table"]["incidental"]}
+    line = {name: value for name, value in config["settings"].items() if name not in config["incidental"]}
     return line | {"commit": config["versions"]["commit"], "top1": result.top1, "teacher_top1": result.teacher_top1}
 
 
