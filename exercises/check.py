@@ -133,17 +133,25 @@ def start(known: dict[int, Exercise], folder: Path) -> None:
 
 def parse_arguments(words: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("exercise", nargs="?", type=int, metavar="N", help="the number of an exercise")
-    parser.add_argument("--hint", action="store_true", help="the next hint of exercise N")
-    parser.add_argument("--start", action="store_true", help="copy stubs and answer templates; never overwrites")
-    parser.add_argument("--grade", metavar="DIR", help="mark the folders in DIR, one a name")
-    parser.add_argument("--csv", metavar="FILE", help="of --grade: a row a name, points a column")
-    parser.add_argument("--salt", help="of --grade: random inputs follow from it and the name (another each time)")
+    parser.add_argument("exercise", nargs="?", type=int, metavar="N", help="The number of an exercise.")
+    parser.add_argument("--hint", action="store_true", help="Print the next hint of exercise N.")
+    parser.add_argument("--start", action="store_true", help="Copy stubs and answer templates; nothing is overwritten.")
+    parser.add_argument("--grade", metavar="DIR", help="Mark the folders in DIR, one for each name.")
+    parser.add_argument("--csv", metavar="FILE", help="With --grade: a file with a row for each name.")
     parser.add_argument(
-        "--limit", type=number_from(float, 1), help="seconds for one answer (120, more where a call may take long)"
+        "--salt", help="With --grade: random inputs follow from it and the name. Default: another each time."
     )
     parser.add_argument(
-        "--answers", default=ROOT / "answers", type=Path, metavar="DIR", help="where they are (answers)"
+        "--limit",
+        type=number_from(float, 1),
+        help="Seconds for one answer. Default: 120, more where a call may take long.",
+    )
+    parser.add_argument(
+        "--answers",
+        default=ROOT / "answers",
+        type=Path,
+        metavar="DIR",
+        help="The folder of the answers. Default: answers.",
     )
     args = parser.parse_args(words)
     if (args.exercise is not None) + args.start + (args.grade is not None) > 1:

@@ -299,16 +299,32 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     cut = words.index("--") if "--" in words else len(words)
     own, for_train = words[:cut], words[cut + 1 :]
     parser = Parser(description=__doc__)
-    parser.add_argument("exercise", type=int, choices=EXERCISES, metavar="N", help="1 to 8")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, of exercise 3")
+    parser.add_argument("exercise", type=int, choices=EXERCISES, metavar="N", help="The number of an exercise, 1 to 8.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="Finished runs, for exercise 3.")
     parser.add_argument(
-        "--condition", nargs="+", type=number_from(float, 1), default=[1, 10, 100], help="of exercise 1"
+        "--condition",
+        nargs="+",
+        type=number_from(float, 1),
+        default=[1, 10, 100],
+        help="Stretches for exercise 1: the largest relative to the smallest.",
     )
-    parser.add_argument("--keep", nargs="+", type=number_from(float, 0, 1), default=[0, 0.5], help="of exercise 3")
-    parser.add_argument("--radius", nargs="+", type=number_from(int, 0), default=[0, 1, 3], help="of exercise 4")
-    parser.add_argument("--control", nargs="+", choices=CONTROLS, default=CONTROLS, help="of exercise 5")
     parser.add_argument(
-        "--answers", type=Path, default=ROOT / "answers", metavar="DIR", help="where answers are (answers)"
+        "--keep",
+        nargs="+",
+        type=number_from(float, 0, 1),
+        default=[0, 0.5],
+        help="For exercise 3: the share of a token that stays where it is.",
+    )
+    parser.add_argument(
+        "--radius", nargs="+", type=number_from(int, 0), default=[0, 1, 3], help="Radii for exercise 4, in patches."
+    )
+    parser.add_argument("--control", nargs="+", choices=CONTROLS, default=CONTROLS, help="Controls for exercise 5.")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        default=ROOT / "answers",
+        metavar="DIR",
+        help="The folder of the answers. Default: answers.",
     )
     args = parser.parse_args(own)
     if args.runs and args.exercise != 3:
