@@ -313,7 +313,7 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
         nargs="+",
         type=number_from(float, 0, 1),
         default=[0, 0.5],
-        help="For exercise 3: the share of a token that stays where it is.",
+        help="For exercise 3: the share of itself that a token keeps.",
     )
     parser.add_argument(
         "--radius", nargs="+", type=number_from(int, 0), default=[0, 1, 3], help="Radii for exercise 4, in patches."
