@@ -1,4 +1,4 @@
-"""What a trained student is worth: numbers, tables and pictures.
+"""This script shows what a trained student is worth, in numbers, tables and pictures.
 
     python eval.py accuracy runs/deit_nano-matching-distill-seed0     # on the run's own validation images
     python eval.py table runs --figure gains.png                      # gains over the baseline by teacher
@@ -13,9 +13,9 @@ This file is for reference. The way in from Python is `load_student(folder) -> V
 
 import math
 import re
-import statistics
 import time
 from argparse import Namespace
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,12 +38,12 @@ from transfer import AttentionTransfer, StudentAlone, choose_blocks, kl, measure
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
-    """The student of a finished run, in eval mode; with `ema`, the moving average of its weights.
+    """Opens the student of a finished run, in eval mode, or with `ema` the moving average of its weights.
 
-    One that learnt by copying is of no use alone: `train.build_model` joins it with its teacher.
+    A student that learnt by copying is of no use alone: `train.build_model` joins it with its teacher.
     """
-    config, name = runs.read_config(folder), "student_ema" if ema else "student"
-    path = Path(folder) / f"{name}.safetensors"
+    config = runs.read_config(folder)
+    path = Path(folder, "student_ema.safetensors" if ema else "student.safetensors")
     runs.read_result(folder)  # This raises if the run is not finished.
     if not path.is_file():
         raise UserError(
@@ -57,36 +57,36 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     return student.eval()
 
 
-def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple[Settings, ViT, ViT | None]:
-    """A run's settings, over which --weights and --data-root go; its student; its teacher, where it is needed."""
+def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
+    """Opens a run: its settings, with what the command line gives, its student, and its teacher or None."""
     student = load_student(folder, args.ema).to(args.device)
-    given = {name: getattr(args, name) for name in ("weights", "data_root", "amp") if getattr(args, name, None)}
-    settings = replace(runs.read_settings(folder, Settings), **given)
-    if not with_teacher and settings.method != "copy":
-        return settings, student, None
-    teacher, known = build_teacher(settings), runs.read_config(folder)["teacher"]
-    if known and fingerprint(teacher) != known:
-        raise UserError(
-            f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
-        )
-    return settings, student, teacher.to(args.device)
+    given = {name: value for name, value in vars(args).items() if value and name in ("weights", "data_root", "amp")}
+    settings, teacher = replace(runs.read_settings(folder, Settings), **given), None
+    if with_teacher or settings.method == "copy":
+        teacher, known = build_teacher(settings).to(args.device), runs.read_config(folder)["teacher"]
+        if known and fingerprint(teacher) != known:
+            raise UserError(
+                f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
+            )
+    return settings, student, teacher
 
 
 # ---- Accuracy, on the run's own validation images or on others -------------------------------------------------------
 
-# Sets of class folders, and where they are below --data-root, as their archives unpack.
+# These sets of class folders are at these places below --data-root, as their archives unpack.
 FOLDERS = {
     "imagenet": "imagenet/val",
-    "imagenet_a": "imagenet-a",  # arXiv 1907.07174: natural images that are often mistaken, of 200 classes
-    "imagenet_r": "imagenet-r",  # arXiv 2006.16241: renditions, of 200 classes
-    "imagenet_sketch": "sketch",  # arXiv 1905.13549
-    "imagenet_v2": "imagenetv2-matched-frequency-format-val",  # arXiv 1902.10811
+    "imagenet_a": "imagenet-a",  # It has natural images that are often mistaken, of 200 classes (arXiv 1907.07174).
+    "imagenet_r": "imagenet-r",  # It has renditions, of 200 classes (arXiv 2006.16241).
+    "imagenet_sketch": "sketch",  # arXiv 1905.13549 describes it.
+    "imagenet_v2": "imagenetv2-matched-frequency-format-val",  # arXiv 1902.10811 describes it.
 }
+ROW = "{:50} {:20} {top1:6.2f} {top5:6.2f} {n:7d} {images_per_s:8.0f}"
 
 
 def accuracy(args: Namespace) -> None:
     """Prints a row for each run and data set."""
-    print(f"{'run':50} {'data':20} {'top-1':>6} {'top-5':>6} {'n':>7} {'images/s':>8}")
+    print(f"{'run':50} {'data':20}  top-1  top-5       n images/s")
     for folder in map(Path, args.runs):
         tables.result_of(folder)  # This raises where a table could not have the run either.
         student = teacher = model = None  # The models of the run before leave memory.
@@ -94,28 +94,27 @@ def accuracy(args: Namespace) -> None:
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
         autocast, _ = mixed_precision(settings.amp, args.device)  # With the run's precision its figure comes out again.
         batch_size = args.batch_size or min(256, settings.batch_size)
+        workers = min(settings.workers, spare_cores()) if args.workers is None else args.workers
         for name in args.data or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
-            title = name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
-            workers = min(settings.workers, spare_cores()) if args.workers is None else args.workers
             images = data.Loader(dataset, workers, args.device)
             found = evaluate(model, images, batch_size, args.processes, classes, autocast)
-            figures = f"{found['top1']:6.2f} {found['top5']:6.2f} {found['n']:7d} {found['images_per_s']:8.0f}"
-            print(f"{folder.name:50} {title:20} {figures}")
+            title = f"{name} ({len(classes)}/{len(known)})" if len(classes) < len(known) else name
+            print(ROW.format(folder.name, title, **found))
 
 
-def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dataset, list[int]]:
-    """A data set as the run would see it, and which of the student's classes, `known`, its labels are."""
-    # ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these. The folders of ImageNet-V2
-    # are numbered by the sorted WordNet ids.
+def evaluation_set(settings: Settings, known: list, name: str) -> tuple[Dataset, list]:
+    """Opens a data set as the run would see it, and says which of the student's classes, `known`, its labels are.
+
+    ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these.
+    """
     if name in (settings.data, "matching", *data.SOURCES):
         _, dataset, classes = build_data(replace(settings, data=name, train_images=None))
     else:
         images, classes = data.class_folders(class_folder(name, settings.data_root))
-        dataset = data.Images(
-            images, data.plain_view(name, settings.img_size, find_teacher(settings.teacher).normalisation)
-        )
-    if name == "imagenet_v2":
+        normalisation = find_teacher(settings.teacher).normalisation
+        dataset = data.Images(images, data.plain_view(name, settings.img_size, normalisation))
+    if name == "imagenet_v2":  # Its folders are numbered in the order of the sorted WordNet ids.
         numbers = {str(number): word for number, word in enumerate(known)}
         classes = [numbers.get(word, word) for word in classes]
     strange = [word for word in classes if word not in known]
@@ -126,9 +125,9 @@ def evaluation_set(settings: Settings, known: list[str], name: str) -> tuple[Dat
 
 
 def class_folder(name: str, root: str) -> Path:
-    """Where the class folders of a set are: below the root, or of a folder of images its val/ if it has one."""
+    """Finds the class folders of a set below the root, or those of a folder of images, in its val/ if it has one."""
     if name in FOLDERS:
-        place = Path(root) / FOLDERS[name]
+        place = Path(root, FOLDERS[name])
         if not place.is_dir():
             raise UserError(f"{name} is not there; put its class folders into {place}, or say where with --data-root")
         return place
@@ -140,10 +139,10 @@ def class_folder(name: str, root: str) -> Path:
 
 
 @torch.inference_mode()
-def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The maps of teacher and student by block, each (B, H, N, N) among the student's tokens.
+def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) -> tuple[list, list]:
+    """Returns the maps of teacher and student by block, each (B, H, N, N) among the student's tokens.
 
-    The student's are those that it reads with: where a run copies, the teacher's.
+    The student's maps are those that it reads with: where a run copies, they are the teacher's.
     """
     handed, seen = None, []
     if settings.method == "copy":
@@ -157,38 +156,45 @@ def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) ->
 def maps(args: Namespace) -> None:
     """Draws where one token looks, in every block and head of teacher and student."""
     settings, student, teacher = open_run(args.run, args, with_teacher=True)
-    config, (image, picture) = student.config, chosen_image(args, settings)
+    images, picture = chosen_image(args, settings)
+    config = student.config
     patch = chosen_patch(args.patch, config)
-    token = 0 if patch is None else config.prefix + patch[0] * config.grid + patch[1]
-    sides = []
-    for side in both_maps(settings, student, teacher, image[None].to(args.device)):
+    token = config.prefix + patch[0] * config.grid + patch[1] if patch else 0
+    sides, both = {}, both_maps(settings, student, teacher, images)
+    for title, side in zip(titles_of(args, settings), both, strict=True):
         rows = torch.cat(side)[:, :, token, config.prefix :]  # (blocks, heads, patches)
-        sides.append(rows.unflatten(-1, (config.grid, config.grid)).float().cpu())
-    titles = f"teacher: {runs.teacher_title(settings)}", f"student: {Path(args.run).name}"
-    pictures.draw_maps(picture, patch, dict(zip(titles, sides, strict=True)), args.figure)
+        sides[title] = rows.unflatten(-1, (-1, config.grid)).float().cpu()
+    pictures.draw_maps(picture, patch, sides, args.figure)
+
+
+def titles_of(args: Namespace, settings: Settings) -> list:
+    """Names the sides of a picture: the teacher, and the student if there is one."""
+    return [f"teacher: {runs.teacher_title(settings)}"] + ([f"student: {Path(args.run).name}"] if args.run else [])
 
 
 def chosen_image(args: Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
-    """The image of --image, or else the first validation image, as models see it and with values from 0 to 1."""
+    """Returns the image of --image, or else the first validation image, as a batch for models and from 0 to 1."""
     normalisation = find_teacher(settings.teacher).normalisation
     if args.image:
         image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
     else:
         image = build_data(settings).val[0][0]
     mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)
-    return image, image * std + mean
+    return image[None].to(args.device), (image * std + mean).clamp(0, 1)
 
 
-def chosen_patch(text: str | None, config: ViTConfig) -> tuple[int, int] | None:
-    """The (row, column) of the patch that looks, or None for the class token. Without one the middle patch looks."""
+def chosen_patch(text: str | None, config: ViTConfig) -> tuple | None:
+    """Returns the (row, column) of the patch that looks, or None for the class token.
+
+    If none is named and there is no class token, the patch in the middle looks.
+    """
     if text is None:
         return None if config.class_token else (config.grid // 2, config.grid // 2)
-    place = re.fullmatch(r"(\d+),(\d+)", text)
-    row, column = map(int, place.groups()) if place else (config.grid, 0)
-    if max(row, column) >= config.grid:
+    patch = tuple(map(int, re.findall(r"\d+", text)))
+    if not re.fullmatch(r"\d+,\d+", text) or max(patch) >= config.grid:
         last = config.grid - 1
         raise UserError(f"--patch {text} is not the ROW,COLUMN of a patch, which go from 0,0 to {last},{last}")
-    return row, column
+    return patch
 
 
 def view(args: Namespace) -> None:
@@ -200,22 +206,23 @@ def view(args: Namespace) -> None:
     elif args.ema:
         raise UserError("--ema is the average that a run kept; a teacher has none, so leave it out")
     else:
-        settings = Settings(
-            args.teacher, data="matching", weights=args.weights, img_size=find_teacher(args.teacher).img_size
-        )
-        if find_teacher(args.teacher).url and not args.image:
+        entry = find_teacher(args.teacher)
+        if entry.url and not args.image:
             raise UserError("there is no image to look at; name one with --image")
+        settings = Settings(args.teacher, data="matching", weights=args.weights, img_size=entry.img_size)
         student, teacher = None, build_teacher(settings).to(args.device)
-    (image, picture), config = chosen_image(args, settings), (student or teacher).config
+    images, picture = chosen_image(args, settings)
+    config = teacher.config if student is None else student.config
     blocks = choose_blocks(args.blocks, config.depth)
-    numbers = (config.heads + 1) * (config.prefix + config.grid**2) ** 2  # in the maps of one block and their mean
-    pictures.check_page_size(2 * numbers if student else numbers, blocks)
+    numbers = (config.heads + 1) * (config.prefix + config.grid**2) ** 2  # The mean of a block is a map, too.
+    titles = titles_of(args, settings)
+    pictures.check_page_size(len(titles) * numbers, blocks)
 
-    images, theirs, pages = image[None].to(args.device), None, {}
+    pages = {}
     sides = both_maps(settings, student, teacher, images) if student else [teacher.attention_maps(images)]
-    titles = f"teacher: {runs.teacher_title(settings)}", f"student: {Path(args.run or '').name}"
-    for title, side in zip(titles, sides, strict=False):  # A teacher alone has one side.
-        by_head = torch.cat([side[block] for block in blocks]).float()  # (blocks, H, N, N)
+    theirs = torch.tensor(math.nan)  # The teacher is compared with nothing.
+    for title, side in zip(titles, sides, strict=True):
+        by_head = torch.cat([side[block] for block in blocks]).float().cpu()  # (blocks, H, N, N)
         by_head = torch.cat((by_head, by_head.mean(1, keepdim=True)), 1)
         pages[title] = by_head, told_of(by_head, theirs, config)
         theirs = by_head
@@ -223,55 +230,67 @@ def view(args: Namespace) -> None:
     pictures.write_page(picture, pages, prefix, blocks, TOLD, args.out)
 
 
-# What the page tells of a token and its row of a map, and the units.
-TOLD = {"largest share": "%", "share on the class token": "%", "share on registers": "%", "share on itself": "%"}
-TOLD |= {"mean share that tokens give to it": "%", "entropy of its row": "nats", "KL from the teacher's row": "nats"}
+# The page tells these numbers of a token and its row of a map, in these units.
+TOLD = {
+    "largest share": "%",
+    "share on the class token": "%",
+    "share on registers": "%",
+    "share on itself": "%",
+    "mean share that tokens give to it": "%",
+    "entropy of its row": "nats",
+    "KL from the teacher's row": "nats",
+}
 
 
 @torch.inference_mode()
-def told_of(maps: Tensor, theirs: Tensor | None, config: ViTConfig) -> Tensor:
-    """The numbers of TOLD, (..., N, 7), of maps (..., N, N) and the teacher's; NaN stands for what is not there."""
-    first, nothing = int(config.class_token), maps.new_full(maps.shape[:-1], math.nan)
+def told_of(maps: Tensor, theirs: Tensor, config: ViTConfig) -> Tensor:
+    """Computes the numbers of TOLD, (..., N, 7), of maps (..., N, N); NaN is for what is not there."""
+    first = int(config.class_token)
     numbers = (
         maps.amax(-1),
-        maps[..., 0] if first else nothing,
-        maps[..., first : config.prefix].sum(-1) if config.registers else nothing,
+        maps[..., :first].mean(-1),  # The mean of no numbers is NaN.
+        maps[..., first : config.prefix].mean(-1) * config.registers,
         maps.diagonal(dim1=-2, dim2=-1),
         maps.mean(-2),
-        -torch.xlogy(maps, maps).sum(-1),
-        nothing if theirs is None else kl(theirs, maps.clamp_min(torch.finfo(maps.dtype).tiny).log()),
+        torch.special.entr(maps).sum(-1),
+        kl(theirs, maps.clamp_min(torch.finfo(maps.dtype).tiny).log()),
     )
     return torch.stack(numbers, -1)
 
 
-# The measures of transfer.py and their units. The first two are between teacher and student, the others of each.
-UNITS = {"kl": "nats", "js": "nats", "entropy": "nats", "distance": "patches"}
-UNITS |= {"class token": "share", "registers": "share", "sink": "share"}
+# The measures of transfer.py have these units. The first two are between teacher and student, the others of each.
+UNITS = {
+    "kl": "nats",
+    "js": "nats",
+    "entropy": "nats",
+    "distance": "patches",
+    "class token": "share",
+    "registers": "share",
+    "sink": "share",
+}
 
 
 def agreement(args: Namespace) -> None:
     """Prints, and draws with --figure, the measures of transfer.py by block, over the first 64 validation images."""
     settings, student, teacher = open_run(args.run, args, with_teacher=True)
-    dataset, found = build_data(settings).val, {}
+    dataset, found = build_data(settings).val, Counter()
     count = min(64, len(dataset))
-    batches = data.Loader(dataset, 0, args.device).read(data.in_order(count, 8))
-    for images, _ in tqdm(batches, desc="maps", leave=False):
-        pairs = zip(*both_maps(settings, student, teacher, images), strict=True)
-        for block, pair in enumerate(pairs):
-            for name, value in measures(*pair, student.config).items():
-                share = value.mean(-1).cpu() * len(images) / count
-                found[block, name] = found.get((block, name), 0) + share
+    batches = data.Loader(dataset, 0, args.device).read(data.in_order(count, 1))
+    for image, _ in tqdm(batches, desc="maps", leave=False):
+        theirs, ours = map(torch.stack, both_maps(settings, student, teacher, image))
+        for name, value in measures(theirs, ours, student.config).items():
+            found[name] += value.mean(-1).cpu() / count  # (blocks,) or (2, blocks)
 
-    both = f"{Path(args.run).name} and {runs.teacher_title(settings)}"
-    print(f"{both}, {count} images, mean over heads; teacher > student\n")
+    title = f"{Path(args.run).name} and {runs.teacher_title(settings)}, {count} images"
+    print(f"{title}, mean over heads; teacher > student\n")
     lines, panels = [["block", *UNITS]], {}
     for block in range(student.config.depth):
         line = [str(block)]
         for name, unit in UNITS.items():
-            values = found[block, name].view(-1).tolist()
+            values = found[name][..., block].view(-1).tolist()
             line.append(" > ".join(f"{value:.3f}" for value in values))
-            for side, value in zip(("teacher", "student"), values, strict=False):
-                pictures.add_point(panels, f"{name} ({unit})", side if len(values) > 1 else "both", block, value)
+            for side, value in zip(("teacher", "student") if len(values) > 1 else ["both"], values, strict=True):
+                pictures.add_point(panels, f"{name} ({unit})", side, block, value)
         lines.append(line)
     tables.print_aligned(lines)
     if args.figure:
@@ -283,21 +302,19 @@ def agreement(args: Namespace) -> None:
 
 def table(args: Namespace) -> None:
     """Prints what all finished runs below a folder gained over their baselines; draws it, lists the runs with --csv."""
-    results, lines = {}, []
+    results = {}  # These are lines of the CSV file by result.
     for path in sorted(Path(args.folder).rglob("config.json")):
         try:
             result = tables.result_of(path.parent)
-            identity = result._replace(top1=0.0, teacher_top1=None)
-            if identity in results:
+            if result in results:
                 raise UserError(f"{path.parent} has the settings of another run")
-            results[identity] = result
-            lines.append(tables.line_of(path.parent, result))
+            results[result] = tables.line_of(path.parent, result)
         except UserError as error:
             print(f"left out: {error}")
-    found = tables.compare(list(results.values()))
+    found = tables.compare(list(results))
     tables.print_tables(found)
     if args.csv:
-        tables.write_csv(lines, args.csv)
+        tables.write_csv(list(results.values()), args.csv)
     if args.figure:
         pictures.draw_gains(found, args.figure)
 
@@ -341,26 +358,27 @@ def speed(args: Namespace) -> None:
     labels = torch.randint(config.num_classes, (batch,), device=device)
     print(f"{args.teacher} with random weights, {size} px, batch {batch}, distilling {blocks} blocks, on {device}")
 
-    times, memory = {}, {}
+    rounds, memory = [], dict.fromkeys(variants, "-")
     for _ in tqdm(range(12), desc="rounds", leave=False):
+        seconds = []
         for name, module in variants.items():
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
             start = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=on_cuda):
-                logits, transfer_loss = module.train()(images)
+                logits, transfer_loss = module(images)
             (F.cross_entropy(logits.float(), labels) + 3 * transfer_loss).backward()
             student.zero_grad()
-            memory[name] = f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f}" if on_cuda else "-"
             if on_cuda:
                 torch.cuda.synchronize(device)  # A GPU works on after Python has gone on.
-            times.setdefault(name, []).append(time.perf_counter() - start)
+                memory[name] = f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f}"
+            seconds.append(time.perf_counter() - start)
+        rounds.append(seconds)
+    seconds = torch.tensor(rounds[1:])  # The first round warms up.
+    ratios = seconds / seconds[:, :1]
     lines = [["", "step, s", "ratio", "peak MB"]]
-    for name, seconds in times.items():
-        # The first round warms up.
-        ratios = [one / base for one, base in zip(seconds[1:], times["baseline"][1:], strict=True)]
-        figures = f"{statistics.median(seconds[1:]):.3f}", f"{statistics.median(ratios):.2f}"
-        lines.append([name, *figures, memory[name]])
+    for name, step, ratio in zip(variants, seconds.median(0).values, ratios.median(0).values, strict=True):
+        lines.append([name, f"{step:.3f}", f"{ratio:.2f}", memory[name]])
     tables.print_aligned(lines)
     print("forward and backward pass, medians of 11 rounds; a ratio is the median of those within a round")
 
@@ -373,12 +391,12 @@ FLAGS = {
     "run": dict(metavar="RUN", help="A folder that train.py made."),
     "folder": dict(metavar="DIR", help="The folder of the runs' folders."),
     "teacher": dict(nargs="?", default="deit_s", metavar="TEACHER", help="A teacher (default: deit_s)."),
-    "--data": dict(nargs="+", metavar="DATA", help=f"Other test sets: {', '.join(FOLDERS)}, or as in train.py."),
+    "--data": dict(nargs="+", help=f"Other test sets: {', '.join(FOLDERS)}, or as in train.py."),
     "--data-root": dict(metavar="DIR", help="Data sets are kept in this folder (default: the run's)."),
     "--ema": dict(action="store_true", help="Take the moving average of the weights, if the run kept one."),
     "--weights": dict(metavar="PATH", help="The file of the teacher's weights (default: the run's)."),
-    "--teacher": dict(metavar="TEACHER", help="A teacher alone, in the place of a run."),
-    "--blocks": dict(metavar="BLOCKS", help="Which blocks are shown, as in train.py (default: all)."),
+    "--teacher": dict(help="A teacher alone, in the place of a run."),
+    "--blocks": dict(help="Which blocks are shown, as in train.py (default: all)."),
     "--out": dict(metavar="FILE", help="The page is written to this file, such as view.html."),
     "--figure": dict(metavar="FILE", help="A picture is drawn to this file: .png, .svg or .pdf."),
     "--csv": dict(metavar="FILE", help="The runs are written to this file, one a line."),
@@ -397,8 +415,8 @@ FLAGS = {
     ),
     "--device": dict(default="auto", help="The device: auto, cpu, cuda, cuda:1 (default: auto)."),
 }
-# The arguments of each sub-command, whose name and help are those of its function. A ! marks a flag that is needed, a ?
-# an argument that may be left out.
+# Each sub-command has these arguments. Its name and help are those of its function. A flag with a ! is needed, and an
+# argument with a ? may be left out.
 ACTIONS = {
     accuracy: "runs --data --data-root --ema --weights --batch-size --amp --workers --device",
     table: "folder --csv --figure",
@@ -412,14 +430,14 @@ ACTIONS = {
 
 def parse_arguments(words: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    subparsers = parser.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
+    subparsers = parser.add_subparsers(required=True, metavar="ACTION")
     for action, names in ACTIONS.items():
         text = action.__doc__
         sub = subparsers.add_parser(action.__name__, help=text.splitlines()[0], description=text)
         sub.set_defaults(action=action)
         for name in names.split():
-            marked = {"!": {"required": True}, "?": {"nargs": "?"}}.get(name[-1], {})
-            sub.add_argument(name.rstrip("!?"), **FLAGS[name.rstrip("!?")], **marked)
+            flag, marked = name.rstrip("!?"), {"!": {"required": True}, "?": {"nargs": "?"}}.get(name[-1], {})
+            sub.add_argument(flag, **FLAGS[flag], **marked)
     return parser.parse_args(words)
 
 

@@ -229,7 +229,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
         """The tokens x (B, N, D) look somewhere and bring back what is there."""
         B, N, D = x.shape
-        routing = self.route(x, rope, bias) if handed.routing is None else handed.routing
+        routing = handed.routing or self.route(x, rope, bias)
         if handed.q is not None:
             routing = routing._replace(q=handed.q)
         if handed.k is not None:

@@ -1,14 +1,15 @@
-"""The teachers: a registry of pretrained ViTs, and the loading of their published weights, exactly.
+"""This file is the registry of the teachers, which are pretrained ViTs, and loads their published weights exactly.
 
-    python teachers.py                    # the table of all teachers
-    python teachers.py eva02_s dinov2_b   # download these and check them
+    python teachers.py                    # This prints the table of all teachers.
+    python teachers.py eva02_s dinov2_b   # This downloads these two and checks them.
 
-This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: an
-architecture that model.py can build, and the address of a file. Then look at its family, which says how that file is
-laid out. A file is read whole or refused: each of its tensors is used, or is on the family's list of unwanted ones.
+This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: it
+has an architecture that model.py can build, and the address of a file. Then look at its family, which says how that
+file is laid out. A file is read whole or refused: each of its tensors is used, or is on the family's list of unwanted
+ones.
 
-`<family>_nano` teachers need no download. They have the native components of their family at a size for the desk, and
-are pretrained here, on the data set `matching`, when they are first asked for.
+The teachers named `<family>_nano` need no download. They have the native components of their family in a small model,
+and are pretrained here, on the data set `matching`, when they are first asked for.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ from support.weights import address, cache_path, download, is_safetensors, read_
 
 # ---- The registry: families ------------------------------------------------------------------------------------------
 
-# Mean and standard deviation of the input, by channel, for images from 0 to 1.
+# Each of these holds the mean and the standard deviation of the input by channel, for images from 0 to 1.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -47,16 +48,16 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 
 @dataclass(frozen=True)
 class Family:
-    """What the teachers of one family share."""
+    """A family holds what its teachers share."""
 
     title: str
     licence: str
     normalisation: tuple = IMAGENET
-    unwanted: tuple[str, ...] = ("head.*",)  # patterns of published tensors that a teacher does not need
-    key_prefix: str = ""  # what the names of its tensors begin with, where the file holds other models too
-    container: str = ""  # the entry of the authors' pickle that holds the tensors
-    finding: str = ""  # what transfer to a standard student does (arXiv 2605.07191), where it is known
-    img_size: int | None = None  # the size in pixels at which the papers used the teachers, where it is not their own
+    unwanted: tuple = ("head.*",)  # A teacher does not need the published tensors of these names.
+    key_prefix: str = ""  # Where a file holds other models too, the teacher's names begin so.
+    container: str = ""  # This entry of the authors' pickle holds the tensors.
+    finding: str = ""  # If it is known, this says what transfer to a standard student does (arXiv 2605.07191).
+    img_size: int | None = None  # The papers used the teachers at this size in pixels, if not at their own.
 
 
 BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")
@@ -81,7 +82,7 @@ FAMILIES = {
     "qknorm": Family("ViT with qk-norm", ""),  # No published teacher has it.
 }
 
-# What each family adds to the standard ViT: fields of `ViTConfig`.
+# Each family adds these components to the standard ViT. They are fields of `ViTConfig`.
 NATIVE = {
     "deit3": dict(layerscale=1e-6, pos_embed="patches"),
     "mocov3": dict(pos_embed="sincos"),
@@ -103,32 +104,32 @@ NATIVE = {
 
 @dataclass(frozen=True)
 class Teacher:
-    """An entry of the registry."""
+    """A teacher is an entry of the registry."""
 
     family: str
     config: ViTConfig
-    url: str = ""  # the address of the published file; a nano teacher has none
-    title: str = ""  # the title, where it is not the family's
+    url: str = ""  # This is the address of the published file. A nano teacher has none.
+    title: str = ""  # A teacher without a title of its own has the family's.
 
     @property
     def normalisation(self) -> tuple:
-        """Mean and standard deviation of the input, three channels each, for images from 0 to 1."""
+        """Returns the mean and the standard deviation of the input by channel, for images from 0 to 1."""
         return FAMILIES[self.family].normalisation if self.url else HALF
 
     @property
     def img_size(self) -> int:
-        """The image size at which train.py and eval.py use the teacher, in pixels."""
+        """Returns the image size in pixels at which train.py and eval.py use the teacher."""
         return (self.url and FAMILIES[self.family].img_size) or self.config.img_size
 
 
-# The width, the depth and the heads by size.
+# Each size has a width, a depth and a number of heads.
 SIZES = {"ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 IBOT = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot"
 BEITV2 = "https://github.com/addf400/files/releases/download/BEiT-v2"
 
 
 def entry(family: str, size: str, source: str, title: str = "", **shape) -> Teacher:
-    """An entry of the registry. `source` is a repository of timm's on the hub, or the address of the authors' file."""
+    """Makes an entry of the registry. `source` is timm's repository on the hub, or the address of the authors' file."""
     if not source.startswith("https:"):
         file = "open_clip_model" if family == "clip" else "model"
         source = f"https://huggingface.co/timm/{source}/resolve/main/{file}.safetensors"
@@ -188,25 +189,26 @@ TEACHERS = {
 
 
 def nano(family: str) -> Teacher:
-    """The family's native architecture at nano size: 16 patches of 8 x 8 pixels, width 64, 4 blocks, 4 heads."""
-    shape = dict(img_size=32, patch_size=8, dim=64, depth=4, heads=4, num_classes=len(SHAPES))
-    config = ViTConfig(**{**NATIVE.get(family, {}), **shape})
+    """Makes the entry of a family's nano teacher, a small model that has the family's native components."""
+    native = NATIVE.get(family, {})
+    config = ViTConfig(img_size=32, patch_size=8, dim=64, depth=4, heads=4, num_classes=len(SHAPES), **native)
     return Teacher(family, replace(config, pool="token" if config.class_token else "avg"))
 
 
-# At nano size some are the same network: DeiT, AugReg, DINO, iBOT and MSN have no native component; MoCo v3 has MAE's.
+# Some nano teachers are the same network: DeiT, AugReg, DINO, iBOT and MSN have no native component, and MoCo v3 has
+# that of MAE.
 TEACHERS |= {f"{family}_nano": nano(family) for family in FAMILIES}
 
 
 def find_teacher(name: str) -> Teacher:
-    """The entry of that name, or a `UserError` with the nearest names."""
+    """Returns the entry of that name. If there is none, it raises a `UserError` with the nearest names."""
     if name not in TEACHERS:
         raise unknown("teacher", name, TEACHERS)
     return TEACHERS[name]
 
 
-def place_of(name: str) -> tuple[str, list[int]]:
-    """The title of a teacher's family, and the numbers of the family and of the teacher in the registry."""
+def place_of(name: str) -> tuple[str, list]:
+    """Returns the title of a teacher's family, and the numbers of the family and of the teacher in the registry."""
     family = find_teacher(name).family
     return FAMILIES[family].title, [list(FAMILIES).index(family), list(TEACHERS).index(name)]
 
@@ -214,41 +216,43 @@ def place_of(name: str) -> tuple[str, list[int]]:
 def student_config(
     name: str, components: str = "standard", num_classes: int = 1000, img_size: int | None = None
 ) -> ViTConfig:
-    """The config of a student of that teacher: its size and token grid, a new head, and native components as asked.
+    """Returns the config of a student: it has the teacher's size and patches, and the native components asked for.
 
-    `components`: "standard" for none, "native" for all that the teacher has, or a comma list of their names. Students
-    of real teachers average the patches (arXiv 2411.09702), nano students read the class token if there is one.
+    `components` is "standard" for none of them, "native" for all that the teacher has, or their names with commas
+    between them. Students of published teachers average the patches (arXiv 2411.09702). Students of nano teachers read
+    the class token if there is one.
     """
-    theirs, is_nano = find_teacher(name).config, not find_teacher(name).url
+    teacher = find_teacher(name)
+    theirs = teacher.config
     owned = native_components(theirs)
-    chosen = {"standard": [], "native": owned}.get(components, [part.strip() for part in components.split(",")])
+    chosen = {"standard": [], "native": owned}.get(components, [word.strip() for word in components.split(",")])
     for component in chosen:
         if component not in COMPONENTS:
             raise unknown("student component", component, ("standard", "native", *COMPONENTS))
         if component not in owned:
             raise UserError(f"teacher {name} has no {component}; it has {', '.join(owned) or 'no native component'}")
 
-    # The student has the teacher's shape and a new head. What is not asked for is as in the standard ViT.
-    left_out = [component for component in COMPONENTS if component not in chosen]
+    # A component that is not asked for is as in the standard ViT.
+    left_out = set(COMPONENTS).difference(chosen)
     if "swiglu" not in chosen:
-        left_out.append("mlp_ratio")
+        left_out.add("mlp_ratio")
     if components != "native":
-        left_out.append("norm_eps")
+        left_out.add("norm_eps")
     standard = {field: getattr(ViTConfig, field) for field in left_out}
-    pool = "token" if is_nano and theirs.class_token else "avg"
+    pool = "avg" if teacher.url else theirs.pool
     return replace(theirs, img_size=img_size or theirs.img_size, num_classes=num_classes, pool=pool, **standard)
 
 
 # ---- From a published file's names to ours ---------------------------------------------------------------------------
 #
-# Each step takes tensors by name and returns them, more like ours. Names already in our form stay, so converting twice
-# is harmless.
+# Each step takes tensors by name and brings them nearer to our form. A name that is in our form stays, so it does no
+# harm to convert tensors twice.
 
 RENAMES = [
-    (r"\.gamma_([12])$", r".ls\1.gamma"),  # LayerScale of BEiT and BEiT v2
+    (r"\.gamma_([12])$", r".ls\1.gamma"),  # BEiT and BEiT v2 name LayerScale so.
     (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
-    (r"attn\.([qv])_proj\.bias$", r"attn.\1_bias"),  # EVA-02 B and L
-    # CLIP, in OpenCLIP's layout
+    (r"attn\.([qv])_proj\.bias$", r"attn.\1_bias"),  # EVA-02 B and L name these biases so.
+    # The names below are those of CLIP in OpenCLIP's files.
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),
     (r"^conv1\.", "patch_embed.proj."),
@@ -263,57 +267,58 @@ RENAMES = [
 ]
 
 
-Tensors = dict[str, Tensor]  # by name
+Tensors = dict[str, Tensor]  # The keys are names.
 
 
 def convert(tensors: Tensors, teacher: Teacher) -> Tensors:
-    """A published file's tensors in model.py's names and shapes, in float32. What does not fit is left as it is."""
+    """Brings a published file's tensors to model.py's names and shapes, in float32. It leaves what does not fit."""
     tensors = join_qkv(rename(wanted(tensors, teacher)))
     return split_gate(tensors) if teacher.config.swiglu else tensors
 
 
 def wanted(tensors: Tensors, teacher: Teacher) -> Tensors:
-    """The teacher's tensors, without those on the family's list of unwanted ones. A nano teacher wants its head."""
+    """Returns the teacher's tensors without the family's unwanted ones. A nano teacher wants all, its head too."""
     family = FAMILIES[teacher.family]
-    # Where some names begin with the prefix, the other tensors belong to other models.
-    prefix = family.key_prefix if any(name.startswith(family.key_prefix) for name in tensors) else ""
+    prefix = family.key_prefix
+    # If some names begin with the prefix, the other tensors belong to other models.
+    with_prefix = {name: value for name, value in tensors.items() if name.startswith(prefix)}
     kept = {}
-    for published, value in tensors.items():
+    for published, value in (with_prefix or tensors).items():
         name = published.removeprefix(prefix)
         unwanted = teacher.url and any(fnmatch(name, pattern) for pattern in family.unwanted)
-        if published.startswith(prefix) and not unwanted:
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not unwanted:
+            if not (isinstance(value, Tensor) and value.is_floating_point()):
                 raise UserError(f"{name} is {getattr(value, 'dtype', type(value).__name__)}")
             kept[name] = value
     return kept
 
 
 def rename(tensors: Tensors) -> Tensors:
-    """Our names, contiguous float32, and three dimensions for the class token and the positions."""
+    """Gives tensors our names, makes them float32, and gives the class token and the positions three dimensions."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, ours in RENAMES:
             name = re.sub(pattern, ours, name)
-        if name in ("cls_token", "pos_embed"):
-            value = value.view((1,) * (3 - value.ndim) + value.shape)
+        while name in ("cls_token", "pos_embed") and value.ndim < 3:
+            value = value[None]
         add(renamed, name, value.float().contiguous())
     return renamed
 
 
 def join_qkv(tensors: Tensors) -> Tensors:
-    """EVA-02 B and L keep q, k and v apart; here they are one matrix."""
+    """Joins the matrices of q, k and v, which EVA-02 B and L keep apart."""
     joined = dict(tensors)
     for name in tensors:
         if name.endswith("attn.q_proj.weight"):
             stem = name.removesuffix("q_proj.weight")
             q_k_v = [joined.pop(f"{stem}{letter}_proj.weight", torch.empty(0)) for letter in "qkv"]
-            if len({matrix.shape for matrix in q_k_v}) == 1:  # Otherwise the joint matrix will be missed.
+            if len({matrix.shape for matrix in q_k_v}) == 1:  # If not, the model will miss the joint matrix.
                 add(joined, stem + "qkv.weight", torch.cat(q_k_v))
     return joined
 
 
 def split_gate(tensors: Tensors) -> Tensors:
-    """EVA-02 Ti and S keep the gate of SwiGLU in one matrix, above what passes it; here they are two."""
+    """Splits the first matrix of SwiGLU, in which EVA-02 Ti and S keep the gate above what passes it."""
     split = {}
     for name, value in tensors.items():
         if ".mlp.fc1." in name and value.ndim and len(value) > 1:
@@ -335,11 +340,12 @@ def add(tensors: Tensors, name: str, value: Tensor) -> None:
 
 
 def load_teacher(name: str, weights: str | None = None, img_size: int | None = None, seed: int = 0) -> ViT:
-    """The teacher, frozen and in eval mode.
+    """Returns the teacher, frozen and in eval mode.
 
-    `weights` is a file in the published layout. Without it the file is taken from the cache, or fetched into it;
-    "random" leaves the teacher untrained, as a control. `seed` is that of a nano teacher's pretraining. At another
-    `img_size` than its own, its positions are resampled. Raises a `UserError` for whatever the caller can mend.
+    `weights` is a file in the published layout, or "random" for an untrained teacher, which is a control. Without it
+    the file is taken from the cache, or fetched into it. `seed` is the seed of a nano teacher's pretraining. If
+    `img_size` is not the teacher's own size, its positions are resampled. The function raises a `UserError` for
+    whatever the caller can mend.
     """
     teacher = find_teacher(name)
     config = replace(teacher.config, img_size=img_size or teacher.config.img_size)
@@ -356,7 +362,7 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
 
 
 def open_file(name: str, path: Path, config: ViTConfig) -> ViT:
-    """The teacher with the weights of a file, at the size that `config` says. Refuses a file that does not fit."""
+    """Returns the teacher with a file's weights, at the image size of `config`. It refuses a file that does not fit."""
     teacher = find_teacher(name)
     tensors = read_tensors(path, FAMILIES[teacher.family].container)
     try:
@@ -366,10 +372,10 @@ def open_file(name: str, path: Path, config: ViTConfig) -> ViT:
                 raise UserError(f"{tensor_name} has numbers that are not finite")
         model = with_tensors(teacher.config, tensors)
         if config.grid != teacher.config.grid:
-            resampled = {key: resample(key, value, teacher.config, config) for key, value in model.state_dict().items()}
+            resampled = {key: resample(key, value, teacher.config.grid, config.grid) for key, value in tensors.items()}
             model = with_tensors(config, resampled)
     except (UserError, RuntimeError) as error:
-        # torch's report names every tensor, of which the first few will do.
+        # torch's report names every tensor, but the first few of them are enough.
         report = str(error).partition(":\n\t")[2] or str(error)
         report = textwrap.shorten(report, 300, placeholder=" ...")
         raise UserError(f"{path} does not hold the weights of {name}: {report}") from error
@@ -377,69 +383,75 @@ def open_file(name: str, path: Path, config: ViTConfig) -> ViT:
 
 
 def fingerprint(teacher: ViT) -> str:
-    """A hash of the teacher's weights, by which a run knows its teacher again."""
+    """Returns a hash of the teacher's weights, by which a run knows its teacher again."""
     digest = hashlib.sha256()
     for name, value in teacher.state_dict().items():
-        # Positions may have been resampled, whose last digits depend on the machine.
+        # Positions are left out: if they were resampled, their last digits depend on the machine.
         if not name.endswith(("pos_embed", "bias_table")):
             digest.update(save({name: value}))
     return digest.hexdigest()
 
 
 def shape_of(config: ViTConfig) -> ViT:
-    """A model that has shapes, and neither values nor memory."""
+    """Returns a model whose tensors have shapes, but neither values nor memory."""
     with torch.device("meta"):
         return ViT(config, initialise=False)
 
 
 def with_tensors(config: ViTConfig, tensors: Tensors) -> ViT:
-    """A model whose parameters are those tensors. Raises a RuntimeError unless they are all of them and no others."""
+    """Returns a model with those parameters. It raises a RuntimeError if one is missing, left over or misshapen."""
     model = shape_of(config)
     model.load_state_dict(tensors, assign=True)  # The tensors become the parameters, without a copy.
     model.fill_buffers()
     return model
 
 
-def resample(name: str, value: Tensor, old: ViTConfig, new: ViTConfig) -> Tensor:
-    """A tensor of positions, for another grid of patches, as timm does it; any other tensor as it is."""
+def resample(name: str, value: Tensor, old: int, new: int) -> Tensor:
+    """Resamples a tensor of positions from a grid of old x old patches to new x new, as timm does, and no other."""
     if name == "pos_embed":
-        tokens, patches = value.split((value.shape[1] - old.grid**2, old.grid**2), dim=1)
-        patches = patches.view(1, old.grid, old.grid, -1).permute(0, 3, 1, 2)
-        patches = F.interpolate(patches, size=(new.grid, new.grid), mode="bicubic", antialias=True)
-        return torch.cat((tokens, patches.flatten(2).transpose(1, 2)), dim=1)
+        tokens, patches = value.tensor_split([-(old**2)], dim=1)
+        patches = patches.mT.unflatten(2, (old, old))
+        patches = F.interpolate(patches, new, mode="bicubic", antialias=True)
+        return torch.cat((tokens, patches.flatten(2).mT), dim=1)
     if name.endswith("relative_position_bias_table"):
-        offsets, class_token_rows = value[:-3], value[-3:]
-        side, weights = 2 * old.grid - 1, offset_weights(old.grid, new.grid)
+        offsets, class_token_rows = value.tensor_split([-3])
+        weights = offset_weights(old, new)
+        side = weights.shape[1]
         offsets = torch.einsum("ij,jkh,lk->ilh", weights, offsets.view(side, side, -1), weights)
         return torch.cat((offsets.flatten(0, 1), class_token_rows))
     return value
 
 
 def offset_weights(old: int, new: int) -> Tensor:
-    """(2 new - 1, 2 old - 1) weights that interpolate a bias over offsets to another grid (BEiT's released code).
+    """Returns (2 new - 1, 2 old - 1) weights, which interpolate a bias over offsets as BEiT's released code does.
 
     The old offsets are laid out at growing distances, in a geometric progression that spans the new ones, so that near
     offsets keep their meaning. Between them the bias is interpolated linearly.
     """
-    # The ratio of the progression is found by bisection: the sum of its old - 1 steps is to be new - 1.
-    low, high = 1.01, 1.5
+    # Bisection finds the ratio of the progression, whose old - 1 steps have the sum new - 1.
+    low = 1.01
+    high = 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
         too_far = (1 - ratio ** (old - 1)) / (1 - ratio) > new - 1
-        low, high = (low, ratio) if too_far else (ratio, high)
+        if too_far:
+            high = ratio
+        else:
+            low = ratio
     steps = torch.cumsum(ratio ** torch.arange(old - 1, dtype=torch.float64), 0)  # (old - 1,)
     places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))  # (2 old - 1,)
 
-    # Each new offset has entered each interval between two old ones so far, from 0 to 1. An old offset weighs as much
-    # as its interval has been entered, minus what the next one has.
+    # The value `entered` says how far a new offset lies inside the interval between two old ones: 0 is before it and 1
+    # behind it. The weight of an old offset is this value for the interval before it, minus that for the one behind it.
     wanted = torch.arange(1 - new, new)  # (2 new - 1,)
     entered = ((wanted[:, None] - places[:-1]) / places.diff()).clamp(0, 1)
     return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
 
 
 def fetch(name: str, seed: int = 0) -> Path:
-    """The teacher's file in the cache. If it is not there, it is downloaded, or a nano teacher is pretrained."""
-    teacher, path = find_teacher(name), cache_path(f"{name}-seed{seed}" if seed else name)
+    """Returns the path of the teacher's file in the cache. A file that is not there is downloaded or pretrained."""
+    teacher = find_teacher(name)
+    path = cache_path(f"{name}-seed{seed}" if seed else name)
     if not teacher.url:
         return pretrain(name, path, seed)
     if path.is_file():
@@ -451,13 +463,13 @@ def fetch(name: str, seed: int = 0) -> Path:
     with replacing(path) as temporary:
         print(f"downloading {url}", file=sys.stderr)
         download(url, temporary, otherwise)
-        # A file that is not the teacher's must not stay, or the next run would find it.
+        # A file that does not hold the teacher must not stay in the cache, where the next run would find it.
         try:
             model = open_file(name, temporary, teacher.config)
         except UserError as error:
             problem = str(error).removeprefix(f"{temporary} ")
             raise UserError(f"what {url} sends {problem}; {otherwise}") from error
-        if not is_safetensors(temporary):  # The authors' pickle is opened once, and kept as tensors.
+        if not is_safetensors(temporary):  # The authors' pickle is opened once and kept as safetensors.
             save_model(model, str(temporary))
     return path
 
@@ -468,20 +480,22 @@ PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_deca
 
 
 def pretrain(name: str, path: Path, seed: int = 0) -> Path:
-    """Trains a nano teacher on fresh images of `matching`, in half a minute, or finds it in the cache."""
-    config, recipe = find_teacher(name).config, PRETRAINING | {"seed": seed}
+    """Trains a nano teacher on new images of `matching` for half a minute, unless the file `path` holds it."""
+    config = find_teacher(name).config
+    recipe = PRETRAINING | {"seed": seed}
     stamp = json.dumps([repr(config), recipe])
     if stamp_of(path) == stamp:
         return path
-    steps, batch, peak = recipe["steps"], recipe["batch"], recipe["lr"]
+    steps = recipe["steps"]
+    peak = recipe["lr"]
     with replacing(path) as temporary, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ViT(config)
         optimiser = torch.optim.AdamW(model.parameters(), peak, recipe["betas"], weight_decay=recipe["weight_decay"])
         for step in tqdm(range(steps), desc=f"pretrain {path.stem}"):
             optimiser.param_groups[0]["lr"] = peak * cosine_schedule(step, steps, recipe["warmup"] * steps)
-            # The images differ between seeds, and none of them is among the students'.
-            images, labels = matching(batch, seed=1_000_000 * (seed + 1) + step)
+            # The images differ between seeds, and students train on none of them.
+            images, labels = matching(recipe["batch"], seed=1_000_000 * (seed + 1) + step)
             loss = F.cross_entropy(model(normalise(images, *HALF)), labels)
             optimiser.zero_grad()
             loss.backward()
@@ -492,11 +506,11 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
 
 
 def stamp_of(path: Path) -> str | None:
-    """The recipe by which a nano teacher's file was made, or None where there is no such file."""
+    """Returns the recipe by which a nano teacher's file was made, or None if there is no such file."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("recipe")
-    except (SafetensorError, OSError):  # The teacher is trained again, and the file replaced.
+    except (SafetensorError, OSError):  # The teacher will be trained again and the file replaced.
         return None
 
 
@@ -506,13 +520,20 @@ def stamp_of(path: Path) -> str | None:
 def print_table() -> None:
     lines = [["id", "family", "parameters", "tokens", "transfer", "licence", "cached", "native components"]]
     for name, teacher in TEACHERS.items():
-        config, family = teacher.config, FAMILIES[teacher.family]
+        config = teacher.config
+        family = FAMILIES[teacher.family]
         parameters = sum(parameter.numel() for parameter in shape_of(config).parameters())
-        published = [family.finding or "-", family.licence] if teacher.url else ["-", "-"]
-        size = [f"{parameters / 1e6:.1f}M", f"{config.grid} x {config.grid} + {config.prefix}"]
-        cached = "yes" if cache_path(name).is_file() else "-"
-        components = ", ".join(native_components(config)) or "-"
-        lines.append([name, teacher.title or family.title, *size, *published, cached, components])
+        cells = [
+            name,
+            teacher.title or family.title,
+            f"{parameters / 1e6:.1f}M",
+            f"{config.grid} x {config.grid} + {config.prefix}",
+            teacher.url and family.finding,
+            teacher.url and family.licence,
+            cache_path(name).is_file() and "yes",
+            ", ".join(native_components(config)),
+        ]
+        lines.append([cell or "-" for cell in cells])
     print_aligned(lines)
 
 
@@ -523,7 +544,7 @@ def main() -> None:
     )
     names = parser.parse_args().names
     for name in names:
-        find_teacher(name)  # A mistake is answered before a download.
+        find_teacher(name)  # A mistake in a name is answered before the first download.
     for name in names:
         load_teacher(name)
         print(f"{name}: complete, in {cache_path(name)}")

@@ -1376,6 +1376,8 @@ def test_a_new_setting_keeps_runs_apart_in_tables_without_a_word_more(role):
     parted = tables.compare([result_of(one), result_of(same), result_of(other)])
     assert [dict(shared)["new"] for shared in parted] == [0.0, 1.0]
     assert [row["baseline"] for rows in parted.values() for row in rows.values()] == [[50.0, 50.0], [50.0]]
+    older = result_of(train.complete(train.Settings(mode="baseline")))  # of a version without that setting
+    assert len(tables.compare([older, result_of(same)])) == 2
 
 
 def test_a_new_variant_is_in_the_name_and_a_setting_of_the_machine_in_neither_name_nor_table():

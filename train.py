@@ -18,7 +18,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -233,8 +233,8 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
     return list(groups.values())
 
 
-def mixed_precision(amp: str, device: torch.device) -> tuple[Callable[[], torch.autocast], torch.dtype | None]:
-    """The context of a forward pass, and the type of its matrix products. None is float32, with "off" in full."""
+def mixed_precision(amp: str, device: torch.device) -> tuple[Callable, torch.dtype | None]:
+    """What makes a forward pass's context, and the type of its matrix products. None is float32, with "off" in full."""
     on_cuda = device.type == "cuda"
     uses_tf32 = on_cuda and amp != "off"
     torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
@@ -258,7 +258,7 @@ class Training:
         student: ViT,
         teacher: ViT | None,
         processes: Processes,
-        join: Callable[[Settings, ViT, ViT | None], nn.Module] = build_model,
+        join: Callable = build_model,
     ) -> None:
         self.settings, self.data, self.processes, self.device = settings, images, processes, processes.device
         self.student, self.teacher = student.to(self.device), None if teacher is None else teacher.to(self.device)
@@ -413,7 +413,7 @@ def evaluate(
     batch_size: int,
     processes: Processes,
     classes: list[int] | slice = slice(None),
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    autocast: Callable = nullcontext,
     when: str = "",
 ) -> dict:
     """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.

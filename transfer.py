@@ -102,15 +102,15 @@ class AttentionTransfer(nn.Module):
     def teacher_targets(self, images: Tensor, drops: Drops | None = None) -> dict[int, Routing | Tensor]:
         """What the student copies or is compared with, by block: a routing, or q, k, v or output (see `what`)."""
         if self.what in ("map", "q", "k"):
-            routings = self.teacher_routings(images, drops)
-            return {block: r if self.what == "map" else getattr(r, self.what) for block, r in routings.items()}
+            theirs = self.teacher_routings(images, drops)
+            return theirs if self.what == "map" else {block: getattr(r, self.what) for block, r in theirs.items()}
         seen = []
         with torch.no_grad():
             self.teacher.forward_blocks(images, self.blocks[-1] + 1, drops=drops, seen=seen)
         configs = self.teacher.config, self.student.config
         return {block: drop_registers(getattr(seen[block], self.what), -2, *configs) for block in self.blocks}
 
-    def handed(self, theirs: dict[int, Routing | Tensor]) -> dict[int, Handed]:
+    def handed(self, theirs: dict) -> dict[int, Handed]:
         """What each block of a copying student is handed: all of the teacher's routing, or one of its q, k and v."""
         field = "routing" if self.what == "map" else self.what
         return {block: Handed(**{field: target}) for block, target in theirs.items()}
@@ -283,11 +283,9 @@ def choose_blocks(blocks: str | int | Sequence[int] | None, depth: int) -> list[
     A number (9, or "9") is a count of the first blocks, a range ("3-8") has both of its ends, and a list ([0, 4, 8], or
     "0,4,8") names each block.
     """
-    if blocks is None:
-        return list(range(depth))
-    chosen = blocks
-    if isinstance(blocks, str | int):
-        text = str(blocks)
+    chosen = depth if blocks is None else blocks
+    if isinstance(chosen, str | int):
+        text = str(chosen)
         if not re.fullmatch(r"\d{1,4}(-\d{1,4}|(,\d{1,4})*,?)", text):
             raise UserError(f"blocks '{text}' is no count (9), range (3-8) or list (0,4,8)")
         first, *rest = (int(number) for number in re.findall(r"\d+", text))

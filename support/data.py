@@ -1,7 +1,7 @@
-"""The data: `matching`, torchvision's sets and folders of images, from files to batches.
+"""This file brings data from files to batches: the data set `matching`, the sets of torchvision, and folders of images.
 
-`load_data` gives training images, held-out images and class names; `plan_epoch` says which images make up which batch,
-and a `Loader` reads them. All that is random follows from seeds that are handed over, whatever the number of workers.
+`load_data` gives training images, held-out images and class names. `plan_epoch` says which images make up which batch,
+and a `Loader` reads them. All that is random follows from seeds that the caller gives, whatever the number of workers.
 """
 
 import os
@@ -9,7 +9,8 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +18,19 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from support.errors import UserError, unknown
 from support.matching import SHAPES, matching
 from support.randaugment import rand_augment
 
-# torchvision is imported where it is needed: that takes more than a second, and `matching` does without.
+# torchvision is imported inside the functions that need it: the import takes more than a second, and `matching` does
+# not need it.
 
 
 class Data(NamedTuple):
-    """A data set. Items are (image float32 (3, S, S) normalised, label)."""
+    """A data set has items (image, label), whose image is normalised float32 (3, S, S)."""
 
     train: Dataset
     val: Dataset
@@ -36,33 +38,38 @@ class Data(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Training or held-out images: (index, label) of each in a source, whose items begin with an image or its path."""
+    """A split is the training or the held-out images of a source, each as (index in the source, label).
+
+    An item of the source begins with an image, or with the path of one.
+    """
 
     source: Any
     items: list[tuple[int, int]]
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (..., 3, S, S) from 0 to 1, less the mean and divided by the standard deviation of each channel."""
-    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
+    """Subtracts each channel's mean from images (..., 3, S, S) and divides them by its standard deviation."""
+    mean, std = torch.tensor((mean, std)).view(2, 3, 1, 1)
+    return (images - mean) / std
 
 
 # ---- Data sets by name -----------------------------------------------------------------------------------------------
 
-# The seeds of `matching`, which is the same set in every run, whatever the run's own seed.
-TRAIN_SEED, VAL_SEED = 0, 1
+# Every run makes `matching` from these seeds, whatever its own seed, so it is the same set in all runs.
+TRAIN_SEED = 0
+VAL_SEED = 1
 
 
 class Source(NamedTuple):
-    """A class of torchvision.datasets: how it is called for each split, and where its files are."""
+    """A source says how a class of torchvision.datasets is called for each split, and where its files are."""
 
     kind: str
     keyword: str
-    train: str | bool  # the keyword's value for the training images
-    val: str | bool  # its value for the held-out ones; if it is the same, every tenth image is held out
-    labels: str  # the attribute that lists the labels, alone or in pairs with files
-    files: str  # where the files are, below the root
-    options: dict = {}  # what else the class is to be called with
+    train: Any  # The keyword has this value for the training images.
+    val: Any  # It has this value for the held-out images. If the values are equal, every tenth image is held out.
+    labels: str  # This attribute lists the labels, either alone or in pairs with files.
+    files: str  # The files are here below the root.
+    options: dict = {}  # The class is called with these options too.
 
 
 SOURCES = {
@@ -80,11 +87,17 @@ SOURCES = {
     "inat2019": Source("INaturalist", "version", "2019", "2019", "index", "2019"),
     "inat2021": Source("INaturalist", "version", "2021_train", "2021_valid", "index", "2021_{train,valid}"),
 }
-# torchvision takes what it finds of these sets for all of them. They have so many images for training, and held out.
-COUNTS = {"imagenette": (9469, 3925), "inat2017": (675_170,), "inat2018": (461_939,), "inat2019": (268_243,)}
-COUNTS |= {"inat2021": (2_686_843, 100_000)}
+# torchvision does not notice if images of these sets are missing, so here is how many training and held-out images each
+# has. Where both numbers are equal, every tenth of these images is held out.
+COUNTS = {
+    "imagenette": (9469, 3925),
+    "inat2017": (675_170, 675_170),
+    "inat2018": (461_939, 461_939),
+    "inat2019": (268_243, 268_243),
+    "inat2021": (2_686_843, 100_000),
+}
 DATASETS = ["matching", *SOURCES, "imagenet"]
-SMALL = {"cifar10", "cifar100", "stl10", "fashion_mnist", "svhn"}  # Their images are square, with at most 96 px a side.
+SMALL = {"cifar10", "cifar100", "stl10", "fashion_mnist", "svhn"}  # The images are square, with sides of 96 px at most.
 
 
 def load_data(
@@ -97,21 +110,21 @@ def load_data(
     randaugment: float = 0.0,
     erasing: float = 0.0,
 ) -> Data:
-    """One of DATASETS (files below `root`, downloaded if missing), or the path of a folder of images.
+    """Loads one of DATASETS, whose files are below `root` and are downloaded if missing, or the folder of that path.
 
-    `augment` crops and flips the training images at random; `randaugment` (a magnitude, 0 for none) and `erasing`
-    (a probability) add to that. `train_images` keeps a class-balanced subset; of matching it is the number to make, 500
-    unless told (held out: 10,000). imagenet is ROOT/imagenet/{train,val} with a folder for each class. A folder has the
-    same layout, or class folders alone, of which every tenth image of each class is held out.
+    `augment` crops and flips the training images at random. `randaugment` (a magnitude, 0 for none) and `erasing` (a
+    probability) change them further. `train_images` keeps a class-balanced subset of them. Of matching it is the number
+    to make, which is 500 by default; 10,000 are held out. ImageNet lies in ROOT/imagenet/{train,val}, with a folder for
+    each class. A folder of images has the same layout, or it has class folders alone, and then every tenth image of
+    each class is held out.
     """
     if name == "matching":
-        if (train_images or 0) > 100_000:
-            raise UserError(f"{train_images} training images asked for; matching makes 1 to 100,000")
+        count = train_images or 500
+        if count > 100_000:
+            raise UserError(f"{count} training images asked for; matching makes 1 to 100,000")
+        train = matching_split(count, TRAIN_SEED, normalisation)
+        val = matching_split(10_000, VAL_SEED, normalisation)
         plain = partial(resized, img_size=img_size)
-        train, val = (
-            matching_split(train_images or 500, TRAIN_SEED, normalisation),
-            matching_split(10_000, VAL_SEED, normalisation),
-        )
         return Data(Images(train, plain), Images(val, plain), SHAPES)
 
     if name in SOURCES:
@@ -125,101 +138,108 @@ def load_data(
     return Data(Images(train, plain, augmented), Images(val, plain), classes)
 
 
-def find_folder(name: str, root: str, datasets: Sequence[str] = DATASETS) -> Path:
-    """The folder that `name` is a path of, or ROOT/imagenet; a `UserError` naming `datasets` if it is not there."""
-    path = Path(root) / "imagenet" if name == "imagenet" else Path(name)
-    if name == "imagenet" and not has_splits(path):
-        raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
+def find_folder(name: str, root: str, datasets: list = DATASETS) -> Path:
+    """Returns the folder of ImageNet or that of the path `name`. If it is not there, a `UserError` names `datasets`."""
+    if name == "imagenet":
+        path = Path(root, name)
+        if not has_splits(path):
+            raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
+        return path
+    path = Path(name)
     if not path.is_dir():
         raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
     return path
 
 
-def from_torchvision(name: str, root: str) -> tuple[Split, Split, list[str]]:
-    """Training images, held-out images and class names of a set that torchvision knows."""
+def from_torchvision(name: str, root: str) -> tuple[Split, Split, list]:
+    """Returns the training images, the held-out images and the class names of a set that torchvision knows."""
     from torchvision import datasets
 
     source = SOURCES[name]
     dataset = partial(getattr(datasets, source.kind), root, download=True, **source.options)
     try:
         train, val = (dataset(**{source.keyword: split}) for split in (source.train, source.val))
-    except Exception as error:  # Without network, package or file, torchvision can raise anything.
+    except Exception as error:  # If a network, package or file is missing, torchvision may raise any error.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        remedy = f"its files belong at {root}/{source.files}; delete what was only partly unpacked"
-        raise UserError(f"cannot load {name} ({reason}); {remedy}") from error
+        raise UserError(
+            f"cannot load {name} ({reason}); its files belong at {root}/{source.files}; "
+            "delete what was only partly unpacked"
+        ) from error
 
-    # Of both splits: the images, how many are there, and how many should be.
-    splits, counts, wanted = [], [], []
-    for split in (train, val):
-        split.loader = str  # Items of sets that open files become paths, which `read_image` opens.
-        if source.kind == "INaturalist":  # It lists files in the disk's order.
+    splits = []
+    for split, published in zip((train, val), COUNTS.get(name, (0, 0)), strict=True):
+        split.loader = str  # Sets that open files now return their paths, which `read_image` opens.
+        if source.kind == "INaturalist":  # This class lists files in the disk's order.
             split.index.sort()
         labels = [label_of(entry) for entry in getattr(split, source.labels)]
-        paths = list(map(str, getattr(split, "_image_files", getattr(split, "_images", []))))
-        counts.append(len(labels) - len(paths) + sum(map(os.path.isfile, paths)))
-        wanted.append(len(labels))
-        if source.kind == "OxfordIIITPet":  # It opens files without a loader.
-            split = [(path,) for path in paths]
-        splits.append(whole(split, labels))
-    for there, count in zip(counts, COUNTS.get(name, wanted), strict=False):
+        # Some sets list their files, of which some may be missing.
+        paths = getattr(split, "_image_files", getattr(split, "_images", []))
+        there = sum(map(os.path.isfile, paths)) if paths else len(labels)
+        count = published or len(labels)
         if there < count:
-            problem = f"{name} is only partly unpacked: {there:,} of {count:,} images are there"
-            raise UserError(f"{problem}; delete {root}/{source.files}, and start again")
-    names = getattr(train, "classes", None) or getattr(train, "all_categories", None) or sorted(set(labels))
-    classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]  # Imagenette's have synonyms.
+            raise UserError(
+                f"{name} is only partly unpacked: {there:,} of {count:,} images are there; "
+                f"delete {root}/{source.files}, and start again"
+            )
+        images = [(str(path),) for path in paths] or split
+        splits.append(Split(images, list(enumerate(labels))))
+    names = getattr(train, "classes", getattr(train, "all_categories", sorted(set(labels))))
+    # A class of Imagenette has a tuple of synonyms.
+    classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]
     return *(hold_out(splits[0]) if source.train == source.val else splits), classes
 
 
 def label_of(entry: Any) -> int:
-    """The label in one entry of a list of labels, of (path, label) or of (label, file)."""
+    """Returns the label of an entry, which is the label itself, or (path, label), or (label, file)."""
     return next(item for item in entry if isinstance(item, int)) if isinstance(entry, tuple) else int(entry)
-
-
-def whole(source: Any, labels: list[int]) -> Split:
-    """All images of a source."""
-    return Split(source, list(enumerate(labels)))
 
 
 def matching_split(count: int, seed: int, normalisation: tuple) -> Split:
     images, labels = matching(count, seed)
-    return whole(list(zip(normalise(images, *normalisation), labels, strict=True)), labels.tolist())
+    source = list(zip(normalise(images, *normalisation), labels, strict=True))
+    return Split(source, list(enumerate(labels.tolist())))
 
 
 def hold_out(split: Split) -> tuple[Split, Split]:
-    """Splits images into training and held-out ones, which are the 1st, 11th, ... of each class."""
-    seen, train, val = Counter(), [], []
+    """Holds out the 1st, 11th, 21st, ... image of each class. It returns the training and the held-out images."""
+    seen = Counter()
+    train, val = [], []
     for item in split.items:
-        (val if seen[item[1]] % 10 == 0 else train).append(item)
+        (train if seen[item[1]] % 10 else val).append(item)
         seen[item[1]] += 1
     return Split(split.source, train), Split(split.source, val)
 
 
 def balanced(split: Split, count: int) -> Split:
-    """`count` images, as many of each class as can be, the same at every call, and among those of a larger count."""
-    all_images, classes = len(split.items), len({label for _, label in split.items})
-    if not classes <= count <= all_images:
-        raise UserError(f"{count} training images asked for; choose {classes} (one a class) to {all_images} (all)")
+    """Chooses `count` images so that the classes have equally many, as far as possible.
+
+    Every call chooses the same images, and those of a smaller count are among those of a larger one.
+    """
     # In a random order each image is the first, second, ... of its class: take all first ones, then all second ones.
-    seen, turns = Counter(), {}
-    for place in torch.randperm(all_images, generator=torch.Generator().manual_seed(0)).tolist():
+    seen = Counter()
+    turns = {}
+    for place in torch.randperm(len(split.items), generator=torch.Generator().manual_seed(0)).tolist():
         item = split.items[place]
         turns[item] = seen[item[1]]
         seen[item[1]] += 1
+    if not len(seen) <= count <= len(turns):
+        raise UserError(f"{count} training images asked for; choose {len(seen)} (one a class) to {len(turns)} (all)")
     return Split(split.source, sorted(turns, key=turns.get)[:count])
 
 
 # ---- Folders of images -----------------------------------------------------------------------------------------------
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-
 
 def has_splits(folder: Path) -> bool:
-    """Whether a folder of images has train/ and val/."""
+    """Tells whether a folder of images has the folders train and val."""
     return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
-def from_folder(folder: Path) -> tuple[Split, Split, list[str]]:
-    """Training images FOLDER/train/CLASS/*, held-out FOLDER/val/CLASS/*, or every tenth of FOLDER/CLASS/* held out."""
+def from_folder(folder: Path) -> tuple[Split, Split, list]:
+    """Returns training images, held-out images and class names of a folder.
+
+    It reads FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, or else holds out every tenth image of FOLDER/CLASS/*.
+    """
     if has_splits(folder):
         train, classes = class_folders(folder / "train")
         val, _ = class_folders(folder / "val", classes)
@@ -227,20 +247,21 @@ def from_folder(folder: Path) -> tuple[Split, Split, list[str]]:
     images, classes = class_folders(folder)
     for label, count in Counter(label for _, label in images.items).items():
         if count == 1:
-            name = classes[label]
-            raise UserError(f"class '{name}' of {folder} has one image, too few to hold any out; add at least one")
+            raise UserError(
+                f"class '{classes[label]}' of {folder} has one image, too few to hold any out; add at least one"
+            )
     return *hold_out(images), classes
 
 
-def class_folders(folder: Path, classes: list[str] | None = None) -> tuple[Split, list[str]]:
-    """The images FOLDER/CLASS/*, as torchvision's ImageFolder lists them, and the names of the classes.
+def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, list]:
+    """Returns the images FOLDER/CLASS/*, as torchvision's ImageFolder lists them, and the names of the classes.
 
-    A label is the place of the class among `classes`, which are the folder's own, sorted, unless given. Hidden files
-    and folders do not count.
+    A label is the place of the class among `classes`. Without these, it is the place among the folder's own classes in
+    alphabetical order. Hidden files and folders do not count.
     """
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
     if not names:
         raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
     if set(names) <= {"train", "val", "test"}:
@@ -250,19 +271,19 @@ def class_folders(folder: Path, classes: list[str] | None = None) -> tuple[Split
         raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
 
     def is_image(path: str) -> bool:
-        is_hidden = os.sep + "." in path[len(str(folder)) :]
-        return path.lower().endswith(EXTENSIONS) and not is_hidden
+        is_hidden = os.sep + "." in path.removeprefix(str(folder))
+        return path.lower().endswith((*IMG_EXTENSIONS, ".gif")) and not is_hidden
 
     numbers = {name: classes.index(name) for name in names}
-    samples = ImageFolder.make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
+    samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
     labels = [label for _, label in samples]
     for number in set(numbers.values()) - set(labels):
         raise UserError(f"class '{classes[number]}' of {folder} has no images; add some or remove the folder")
-    return whole(samples, labels), classes
+    return Split(samples, list(enumerate(labels))), classes
 
 
 def read_image(path: str | Path) -> Any:
-    """A picture as an RGB PIL image. A file that was cut short, as is common in large sets, gives what it has."""
+    """Reads a picture as an RGB PIL image. Of a file that was cut short it reads what is there."""
     from PIL import Image, ImageFile
 
     for damaged in (False, True):
@@ -270,12 +291,12 @@ def read_image(path: str | Path) -> Any:
         try:
             with Image.open(path) as opened:
                 image = to_rgb(opened)
-            if damaged and not image.getbbox():
-                raise ValueError("nothing of it can be decoded")
             if damaged:
+                if not image.getbbox():
+                    raise ValueError("nothing of it can be decoded")
                 warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
             return image
-        except Exception as error:  # A broken file can make PIL raise anything.
+        except Exception as error:  # If a file is broken, PIL may raise any error.
             if damaged:
                 raise UserError(f"cannot read {path} as an image ({error}); replace it, or leave it out") from error
         finally:
@@ -283,7 +304,7 @@ def read_image(path: str | Path) -> Any:
 
 
 def to_rgb(image: Any) -> Any:
-    """A PIL image with three times 8 bits a pixel. 16 bits are scaled here, as PIL would cut them off at 255."""
+    """Makes a PIL image RGB, with 8 bits a channel. It scales 16 bits itself, as PIL would cut values off at 255."""
     if image.mode in ("I", "F"):
         raise ValueError("more than 16 bits a pixel, of which nobody knows the range")
     if image.mode.startswith("I;16"):
@@ -292,7 +313,7 @@ def to_rgb(image: Any) -> Any:
 
 
 def check_images(folder: Path) -> None:
-    """Opens each file, so that one that is no image is a mistake before the training, not in the middle of it."""
+    """Opens each file of a folder, so that a file that is no image is found before the training starts."""
     from PIL import Image
 
     for split in from_folder(folder)[:2]:
@@ -300,7 +321,7 @@ def check_images(folder: Path) -> None:
             path, _ = split.source[index]
             try:
                 Image.open(path).close()  # This reads the header alone.
-            except Exception as error:  # A broken file can make PIL raise anything.
+            except Exception as error:  # If a file is broken, PIL may raise any error.
                 raise UserError(f"cannot open {path} as an image ({error}); remove or replace it") from error
 
 
@@ -314,61 +335,63 @@ def to_tensor(image: Any, normalisation: tuple) -> Tensor:
 
 
 def resized(image: Tensor, img_size: int) -> Tensor:
-    """An image of `matching`. It is seen whole, and never augmented."""
+    """Resizes an image of `matching`. Such images are seen whole and never augmented."""
     if img_size == image.shape[-1]:
         return image
-    return F.interpolate(image[None], (img_size, img_size), mode="bilinear", antialias=True)[0]
+    return F.interpolate(image[None], img_size, mode="bilinear", antialias=True)[0]
 
 
 def is_small(name: str, img_size: int) -> bool:
-    """Whether images are used whole: those of small sets, and all at 64 px or less."""
+    """Tells whether images are used whole, as those of small sets are, and all images at sizes up to 64 px."""
     return name in SMALL or img_size <= 64
 
 
 def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
-    """What evaluation sees of an RGB PIL image, as a tensor (3, S, S): its central square, or all if it is small."""
+    """Makes the view of evaluation: a function from an RGB PIL image to a tensor (3, S, S).
+
+    The tensor shows the central square of the image, or all of it if it is small.
+    """
     from torchvision.transforms import v2
 
-    bicubic = v2.InterpolationMode.BICUBIC  # arXiv 2411.09702 uses it, too.
+    # At sizes up to 224 px, evaluation sees 7/8 of the image's shorter side. At larger sizes it sees all of that side.
+    side = int(img_size / 0.875) if img_size <= 224 else img_size
     if is_small(name, img_size):
-        steps = [v2.Resize((img_size, img_size), bicubic)]
-    else:
-        # Up to 224 px, evaluation sees 7/8 of the shorter side. Larger sizes keep all of it, to see more.
-        side = int(img_size / 0.875) if img_size <= 224 else img_size
-        steps = [v2.Resize(side, bicubic), v2.CenterCrop(img_size)]
-    return v2.Compose([*steps, partial(to_tensor, normalisation=normalisation)])
+        side = (img_size, img_size)
+    resize = v2.Resize(side, v2.InterpolationMode.BICUBIC)  # arXiv 2411.09702 resizes so too.
+    return v2.Compose([resize, v2.CenterCrop(img_size), partial(to_tensor, normalisation=normalisation)])
 
 
 def augmented_view(
     name: str, img_size: int, normalisation: tuple, randaugment: float = 0.0, erasing: float = 0.0
 ) -> Callable:
-    """What training sees of an RGB PIL image, as a tensor (3, S, S), drawn at random."""
+    """Makes the view of training: a function from an RGB PIL image to a tensor (3, S, S), with random changes."""
     from torchvision.transforms import v2
 
-    # At least 8 % of the area (Szegedy et al., "Going deeper with convolutions", 2015, section 6), or 35 % where that
-    # would leave too few pixels.
+    # A crop has at least 8 % of the area (Szegedy et al., "Going deeper with convolutions", 2015, section 6), or 35 %
+    # where 8 % would be too few pixels.
     smallest = 0.35 if is_small(name, img_size) else 0.08
     steps = [v2.RandomResizedCrop(img_size, scale=(smallest, 1), interpolation=v2.InterpolationMode.BICUBIC)]
-    if name != "svhn":  # A mirrored digit is another digit, or none.
+    if name != "svhn":  # A mirrored digit is another digit or none.
         steps.append(v2.RandomHorizontalFlip())
     if randaugment:
         steps.append(partial(rand_augment, magnitude=randaugment, mean=normalisation[0]))
-    steps.append(partial(to_tensor, normalisation=normalisation))
-    if erasing:  # arXiv 1708.04896, with pixels of noise
-        steps.append(v2.RandomErasing(erasing, scale=(0.02, 1 / 3), ratio=(0.3, 10 / 3), value="random"))
-    return v2.Compose(steps)
+    # Random erasing (arXiv 1708.04896) fills a rectangle with noise.
+    erase = v2.RandomErasing(erasing, scale=(0.02, 1 / 3), ratio=(0.3, 10 / 3), value="random")
+    return v2.Compose([*steps, partial(to_tensor, normalisation=normalisation), erase])
 
 
+@dataclass
 class Images(Dataset):
-    """A split of a set as tensors: item i is what evaluation sees, item (i, seed) is augmented by that seed."""
+    """This makes tensors of a split: item i is as evaluation sees it, and item (i, seed) is augmented by that seed."""
 
-    def __init__(self, split: Split, plain: Callable, augmented: Callable | None = None) -> None:
-        self.split, self.plain, self.augmented = split, plain, augmented
+    split: Split
+    plain: Callable
+    augmented: Callable | None = None
 
     def __len__(self) -> int:
         return len(self.split.items)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, item: int | tuple) -> tuple[Tensor, int]:
         number, seed = item if isinstance(item, tuple) else (item, None)
         index, label = self.split.items[number]
         image = self.split.source[index][0]
@@ -377,7 +400,7 @@ class Images(Dataset):
         if seed is None or self.augmented is None:
             return self.plain(image), label
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPU's generators too, beyond the fork.
+            # torch.manual_seed would seed the generators of GPUs too, which the fork does not protect.
             torch.default_generator.manual_seed(seed)
             return self.augmented(image), label
 
@@ -385,37 +408,39 @@ class Images(Dataset):
 # ---- Batches ---------------------------------------------------------------------------------------------------------
 
 
-def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[list[tuple[int, int]]]:
-    """The batches of one pass over `count` training images: pairs (index, seed of the augmentation).
+def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[list]:
+    """Plans the batches of one pass over `count` training images, each a list of (index, seed of the augmentation).
 
     The order and the seeds follow from (seed, epoch). A last, shorter batch is left out if it has fewer images than
     there are processes, `world`.
     """
-    # torch's generator keeps 32 bits of its seed: (seed, epoch) is folded into them.
+    # torch's generator keeps 32 bits of its seed, so (seed, epoch) is folded into them.
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**32)
     order = torch.randperm(count, generator=generator).tolist()
     seeds = torch.randint(2**32, (count,), generator=generator).tolist()
     items = [(index, seeds[index]) for index in order]
-    batches = [items[at : at + batch_size] for at in range(0, count, batch_size)]
-    if len(batches[0]) < world:
+    largest = min(batch_size, count)
+    if largest < world:
         raise UserError(
-            f"{world} processes cannot share a batch of {len(batches[0])} images; raise --batch-size or --train-images"
+            f"{world} processes cannot share a batch of {largest} images; raise --batch-size or --train-images"
         )
-    return batches if len(batches[-1]) >= world else batches[:-1]
+    batches = BatchSampler(items, batch_size, drop_last=False)
+    return [batch for batch in batches if len(batch) >= world]
 
 
-def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-    """The batches of an evaluation by one of several processes: every world-th image, from the image `rank`."""
+def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[list]:
+    """Plans the batches of one process's evaluation, which has every world-th image, from the image `rank` on."""
     mine = range(rank, count, world)  # The shares of two processes differ by one image at most.
-    return [list(mine[at : at + batch_size]) for at in range(0, len(mine), batch_size)]
+    return list(BatchSampler(mine, batch_size, drop_last=False))
 
 
 class Loader:
-    """Reads a data set, pass after pass, by worker processes that start with the first pass."""
+    """A loader reads a data set pass after pass. Its worker processes start with the first pass."""
 
     def __init__(self, dataset: Dataset, workers: int, device: torch.device) -> None:
-        self.dataset, self.device = dataset, device
-        self.batches = []  # the batches of the next pass, each a list of items
+        self.dataset = dataset
+        self.device = device
+        self.batches = []  # The next pass has these batches, each a list of items.
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.batches,
@@ -423,27 +448,29 @@ class Loader:
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_ctrl_c,
-            generator=torch.Generator(),  # Without one of its own, each pass would advance torch's global one.
+            generator=torch.Generator(),  # Without it, each pass would advance torch's global generator.
         )
 
     def read(self, batches: list[list]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, 3, S, S), labels (B,)) of each batch, on the device."""
+        """Yields the images (B, 3, S, S) and the labels (B,) of each batch, on the device."""
         self.batches[:] = batches
-        on_cuda = self.device.type == "cuda"  # Elsewhere a copy that nobody waits for may be read too early.
+        on_cuda = self.device.type == "cuda"  # On other devices a copy that nobody waits for may be read too early.
         for images, labels in self.loader:
             yield images.to(self.device, non_blocking=on_cuda), labels.to(self.device, non_blocking=on_cuda)
 
 
 def leave_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches a loader's workers too; they leave the answer to the main process, which ends them."""
+    """Makes a loader's worker ignore Ctrl-C, which reaches it too. The main process will end the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = lambda *error: None  # A thread that hands a batch to an ended process would complain.
+    sys.excepthook = lambda *error: None  # A thread whose batch no process takes any more would complain.
 
 
-def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): one of them is drawn for every 32 images of a batch.
+def mixing(mixup: float, cutmix: float, classes: int) -> Callable:
+    """Makes a function that mixes images by Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
 
-    Returns what makes (images, labels) mixed images and shares of classes; without alphas it leaves both as they are.
+    It takes (images, labels) and returns mixed images and shares of classes. Mixup or CutMix is drawn for every 32
+    images of a batch. `mixup` and `cutmix` are their alphas, of which 0 means none. If both are 0, the function changes
+    nothing.
     """
     if not (mixup or cutmix):
         return lambda images, labels: (images, labels)
@@ -456,8 +483,8 @@ def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tenso
         kinds.append(v2.CutMix(alpha=cutmix, num_classes=classes))
     one_of_them = v2.RandomChoice(kinds)
 
-    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        # 32 is the batch of one GPU in arXiv 2411.09702. One draw for all 2,048 images would make steps very unequal.
+    def mix(images: Tensor, labels: Tensor) -> tuple:
+        # arXiv 2411.09702 has batches of 32 images on each GPU. One draw for all 2,048 images would make steps unequal.
         mixed = map(one_of_them, images.split(32), labels.split(32))
         images, targets = zip(*mixed, strict=True)
         return torch.cat(images), torch.cat(targets)

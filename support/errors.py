@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend: one line on stderr, exit status 2, and what to do."""
+"""A mistake that a user can mend ends a script with exit status 2 and one line on stderr, which says what to do."""
 
 import difflib
 import sys
@@ -6,23 +6,24 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
-    """A mistake that its user can mend. Its text is one line that says what is wrong and what to do."""
+    """This is a mistake that the user can mend. Its text is one line that says what is wrong and what to do."""
 
 
-def unknown(kind: str, word: str, choices: Iterable[str]) -> UserError:
-    """The error for a `word` that is none of `choices`; it names the nearest of them."""
+def unknown(kind: str, word: str, choices: Iterable) -> UserError:
+    """Returns the error for a `word` that is none of `choices`. The error names the nearest of them."""
     nearest = difflib.get_close_matches(word, choices, n=3, cutoff=0.5) or choices
     return UserError(f"unknown {kind} '{word}'; did you mean {' or '.join(nearest)}?")
 
 
 def not_finite(what: str) -> UserError:
-    """The error for a training that has run away."""
+    """Returns the error for a training whose numbers are no longer finite."""
     return UserError(
         f"{what} not finite; start over with --fresh and a lower --lr, or, if AMP is on, go on with --amp off"
     )
 
 
-TROUBLE = {  # what torch says, and what is to be done
+# If torch's error holds the first text, the user is told the second one.
+TROUBLE = {
     "out of memory": "the memory of the GPU is too small; lower --batch-size, or cut batches with --accumulate",
     "can't allocate memory": "the memory is too small; lower --batch-size, or cut batches with --accumulate",
     "DataLoader worker (": "a process that decodes images has died; use --workers 0, or give /dev/shm more room",
@@ -32,10 +33,10 @@ TROUBLE = {  # what torch says, and what is to be done
 
 
 def in_a_line(error: Exception) -> str:
-    """What a mistake, or a known trouble of the machine's, says. Raises any other error again."""
+    """Returns the line for a mistake or for a known trouble of the machine. It raises any other error again."""
     text = str(error).rstrip()
     if isinstance(error, UserError):
-        # Raised in a loader's worker, it brings the worker's traceback along, before its own line.
+        # If the error was raised in a loader's worker, its text is the worker's traceback and then its own line.
         return text.rpartition("\n")[2].removeprefix("support.errors.UserError: ")
     for words, line in TROUBLE.items():
         if words in text and isinstance(error, RuntimeError):
@@ -43,8 +44,8 @@ def in_a_line(error: Exception) -> str:
     raise error
 
 
-def answer_mistakes(main: Callable[[], None]) -> None:
-    """Runs a script's `main`. A mistake ends it with one line on stderr and exit status 2, Ctrl-C with 130."""
+def answer_mistakes(main: Callable) -> None:
+    """Runs a script's `main`. A mistake ends it with one line on stderr and status 2, and Ctrl-C with status 130."""
     try:
         main()
     except Exception as error:

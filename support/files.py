@@ -1,4 +1,4 @@
-"""Writing files: whole, or not at all."""
+"""This file writes files whole or not at all."""
 
 import os
 import tempfile
@@ -13,23 +13,25 @@ from support.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which becomes `path` if all goes well and vanishes if not.
+    """Yields a temporary path to write to. If all goes well, the file is moved to `path`, and otherwise it vanishes.
 
-    Raises a `UserError` if one cannot write there, where possible before the caller's work, or if the disk is full.
+    It raises a `UserError` if the disk is full or if one cannot write there, where possible before the caller's work.
     """
     if not path.name or path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder below the same one makes renaming instantaneous, and no other process has this folder.
+        # The temporary folder is beside the file, so that moving is instantaneous, and no other process uses it.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as own_folder:
-            temporary = Path(own_folder) / path.name
+            temporary = Path(own_folder, path.name)
             yield temporary
-            umask = os.umask(0)  # It cannot be read without setting it.
+            umask = os.umask(0)  # The umask cannot be read without setting it.
             os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # safetensors makes files that their owner alone can read.
+            temporary.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read.
             os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        remedy = "make room there, or choose another place (the variable TORCH_HOME moves the weights)"
-        raise UserError(f"cannot write {path}: {reason}; {remedy}") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; make room there, or choose another place "
+            "(the variable TORCH_HOME moves the weights)"
+        ) from error

@@ -1,10 +1,9 @@
-"""The processes of a training, one or as many as torchrun started, and the device that each computes on."""
+"""This file handles the processes of a training, as many as torchrun started, and the device that each computes on."""
 
 import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,24 +14,25 @@ from support.errors import UserError
 
 
 class Processes:
-    """This process among those of the training. Only the first, `main`, writes files and speaks."""
+    """This class knows the process that it runs in, and the others. Only the first, `main`, writes files and speaks."""
 
-    patience = 60  # After so many seconds, all must see the same files.
+    patience = 60  # After so many seconds, all processes must see the same files.
 
     def __init__(self, device: str) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.main = self.rank == 0
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))  # the rank among the processes of this machine
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))  # This is the rank on this machine.
         one_gpu_each = self.world > 1 and device in ("auto", "cuda") and torch.cuda.is_available()
         self.device = pick_device(f"cuda:{self.local_rank}" if one_gpu_each else device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device.index or 0)
         if self.world > 1 and not dist.is_initialized():
-            # Long enough for the first process to download a data set while the others wait.
+            # In this time the first process can download a data set while the others wait.
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the tensor over all processes; the tensor itself is left as it is."""
+        """Returns the sum of the tensor over all processes. It does not change the tensor itself."""
         if self.world == 1:
             return values
         total = values.to(self.device, copy=True)
@@ -40,7 +40,10 @@ class Processes:
         return total
 
     def first(self, action: Callable) -> Any:
-        """Lets the first process act (download, say), then the first of each machine, then all, who find it done."""
+        """Lets the first process act, for example download, then the first of each machine, then all others.
+
+        Those who come later find the work done.
+        """
         turn = 0 if self.main else 1 if self.local_rank == 0 else 2
         for at in range(3):
             if at == turn:
@@ -49,31 +52,31 @@ class Processes:
                 dist.barrier()
         return result
 
-    def check_same(self, look: Callable[[], Any], place: str | Path) -> None:
-        """Raises a `UserError` in all processes unless all see the same at that place."""
+    def check_same(self, look: Callable, place: str) -> None:
+        """Raises a `UserError` in all processes unless all of them see the same files in that place."""
         for _ in range(self.patience):
             everyones = [look()] * self.world
             if self.world > 1:
                 dist.all_gather_object(everyones, everyones[0])
             if everyones.count(everyones[0]) == self.world:
                 return
-            time.sleep(1)  # A disk that machines share can take its time to show what another one wrote.
+            time.sleep(1)  # A shared disk may need some time to show what another machine wrote.
         raise UserError(f"the processes see different files in {place}; name a folder that all machines share")
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one."""
+    """Returns the device of that name. "auto" is CUDA if there is a GPU for it, and else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # This raises if there is no such device.
-    except Exception as error:  # Each kind of device has its own errors.
+        torch.zeros(1, device=device).item()  # This line fails if there is no such device.
+    except Exception as error:  # Each kind of device raises errors of its own.
         raise UserError(f"device '{name}' is not there ({str(error).splitlines()[0]}); use cpu") from error
     return device
 
 
 def spare_cores() -> int:
-    """How many processes may decode images for this one: its share of the cores that they may use, at most 8."""
+    """Returns how many workers may decode images for this process: its share of the cores, but at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

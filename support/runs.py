@@ -7,7 +7,6 @@ later, by tables or by a command that goes on with it. Each file is written unde
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ MADE_OF = ("classes", "images", "steps", "processes", "teacher")  # A run goes o
 # ---- What a run is ---------------------------------------------------------------------------------------------------
 
 
-def describe(settings: Any, usual: Any, published: dict, family: str, place: Sequence[int]) -> dict:
+def describe(settings: Any, usual: Any, published: dict, family: str, place: list) -> dict:
     """What a run is called, and what tables must know of it, for its config.json.
 
     `usual` are the same settings without variants, `published` is the recipe that the run follows, if any. `family` and
