@@ -270,8 +270,10 @@ class Training:
             self.student.compile()  # This is in place, so that its parameters keep their names.
         if processes.world > 1:
             # Copying leaves the student's q and k without gradients. Buffers are constants, the same in all processes.
-            options = dict(find_unused_parameters=settings.method == "copy", broadcast_buffers=False)
-            self.model = nn.parallel.DistributedDataParallel(self.model, **options)
+            copies = settings.method == "copy"
+            self.model = nn.parallel.DistributedDataParallel(
+                self.model, find_unused_parameters=copies, broadcast_buffers=False
+            )
 
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.student, settings), betas=(0.9, settings.beta2), fused=True
@@ -412,7 +414,7 @@ def evaluate(
     loader: data.Loader,
     batch_size: int,
     processes: Processes,
-    classes: list[int] | slice = slice(None),
+    classes: list | slice = slice(None),
     autocast: Callable = nullcontext,
     when: str = "",
 ) -> dict:
@@ -426,8 +428,8 @@ def evaluate(
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)  # right answers, right among the best five, loss, images
     batches = data.in_order(len(loader.dataset), batch_size, processes.rank, processes.world)
-    bar = dict(desc="validation", total=len(batches), leave=False, delay=1, disable=not processes.main)
-    for images, labels in tqdm(loader.read(batches), **bar):
+    bar = partial(tqdm, desc="validation", total=len(batches), leave=False, delay=1, disable=not processes.main)
+    for images, labels in bar(loader.read(batches)):
         with autocast():
             logits, _ = model(images)
         logits = logits.float()[:, classes]
@@ -450,7 +452,7 @@ def validate(run: Training, model: nn.Module, step: int) -> dict:
 # ---- The command line and the grid -----------------------------------------------------------------------------------
 
 
-def parse_arguments(words: list[str] | None = None) -> Namespace:
+def parse_arguments(words: list | None = None) -> Namespace:
     parser = Parser(description=__doc__.rpartition("\n\n")[0])  # without the advice to readers of this file
     add_flags(parser, Settings)
     parser.add_argument(

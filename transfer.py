@@ -99,7 +99,7 @@ class AttentionTransfer(nn.Module):
         configs = self.teacher.config, self.student.config
         return {block: align(routings[block], *configs) for block in self.blocks}
 
-    def teacher_targets(self, images: Tensor, drops: Drops | None = None) -> dict[int, Routing | Tensor]:
+    def teacher_targets(self, images: Tensor, drops: Drops | None = None) -> dict:
         """What the student copies or is compared with, by block: a routing, or q, k, v or output (see `what`)."""
         if self.what in ("map", "q", "k"):
             theirs = self.teacher_routings(images, drops)
@@ -349,7 +349,7 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
 
 
 @torch.no_grad()
-def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dict[str, Tensor]:
+def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dict:
     """How two maps (B, H, N, N) of one block agree, and what each looks like, averaged over images and queries.
 
     Per head, (H,): "kl" and "js", the student's rows against the teacher's, in nats. For teacher and student, (2, H):

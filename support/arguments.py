@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def number_from(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+def number_from(kind: type, low: float, high: float = math.inf) -> Callable:
     """An argument type: a number from `low` to `high`."""
 
     def number(word: str) -> float:
@@ -51,7 +51,7 @@ def flag(role: str, default: Any, help: str, low: float = 0, high: float = math.
     return dataclasses.field(default=default, metadata={"role": role, "help": help, "range": (low, high), **options})
 
 
-def names_of(settings: Any, role: str) -> list[str]:
+def names_of(settings: Any, role: str) -> list:
     """The names of the settings that have that role."""
     return [field.name for field in dataclasses.fields(settings) if field.metadata["role"] == role]
 

@@ -126,7 +126,7 @@ def read_json(path: Path, needed: set[str]) -> dict:
 
 def read_config(folder: str | Path) -> dict:
     """The config.json of a run; a `UserError` where there is none."""
-    path = Path(folder) / "config.json"
+    path = Path(folder, "config.json")
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
     return read_json(path, {"settings", "table", "student", "command", "versions", *MADE_OF})
@@ -143,7 +143,7 @@ def read_settings(folder: str | Path, kind: type) -> Any:
 
 
 def is_finished(folder: str | Path) -> bool:
-    result = Path(folder) / "result.json"  # This is the last file that a run writes.
+    result = Path(folder, "result.json")  # This is the last file that a run writes.
     return result.is_file() and result.with_name("student.safetensors").is_file()
 
 
@@ -151,12 +151,12 @@ def read_result(folder: str | Path) -> dict:
     """The result.json of a run; a `UserError` if it is not finished."""
     if not is_finished(folder):
         raise UserError(f"{folder} is not finished; go on with: {read_config(folder)['command']}")
-    return read_json(Path(folder) / "result.json", {"top1"})
+    return read_json(Path(folder, "result.json"), {"top1"})
 
 
-def read_log(folder: str | Path) -> list[dict]:
+def read_log(folder: str | Path) -> list:
     """The log.jsonl of a run: a dictionary for each epoch."""
-    path = Path(folder) / "log.jsonl"
+    path = Path(folder, "log.jsonl")
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         for line in lines:
@@ -178,7 +178,7 @@ def append_log(folder: Path, line: dict) -> None:
     path = folder / "log.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     with replacing(path) as temporary:
-        temporary.write_text("".join([*lines[: line["epoch"] - 1], json.dumps(line, allow_nan=False) + "\n"]))
+        temporary.write_text("".join(lines[: line["epoch"] - 1]) + json.dumps(line, allow_nan=False) + "\n")
 
 
 def write_student(path: Path, student: nn.Module) -> None:
