@@ -1390,7 +1390,7 @@ def test_a_new_variant_is_in_the_name_and_a_setting_of_the_machine_in_neither_na
 
 
 def test_a_setting_without_a_role_is_no_setting():
-    with pytest.raises(AssertionError, match="none of run, data, variant, recipe, machine"):
+    with pytest.raises(AssertionError, match="compared is no role"):
         arguments.flag("compared", 0.0, "What is new.")
 
 

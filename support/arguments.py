@@ -47,7 +47,7 @@ def flag(role: str, default: Any, help: str, low: float = 0, high: float = math.
     `role` is one of `ROLES`. A number lies from `low` to `high`. The option `used_by` names the kinds of runs that use
     the setting, unless all do; the other options are argparse's.
     """
-    assert role in ROLES, f"the role {role} is none of {', '.join(ROLES)}"
+    assert role in ROLES, f"{role} is no role"
     return dataclasses.field(default=default, metadata={"role": role, "help": help, "range": (low, high), **options})
 
 

@@ -100,12 +100,12 @@ def draw_lines(panels: dict, x_label: str, path: str, log: bool = False) -> None
             panel.axhline(0, color="black", linewidth=1)
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter("{x:,.0f}")
+            panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
         else:
             panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.legend(fontsize="x-small")
         panel.set(title=title, xlabel=x_label)
         panel.grid(alpha=0.3)
-        if lines:
-            panel.legend(fontsize="x-small")
     save(figure, path)
 
 
