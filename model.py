@@ -4,9 +4,9 @@ Read this file after README and before transfer.py: down to the end of `Attentio
 and `route` of `ViT`. The rest is reference: what else belongs to the standard ViT of Dosovitskiy et al. (arXiv
 2010.11929), and the native components, which some pretrained families add to it.
 
-Attention does two things. It decides where each token looks: q and k, whose softmax is the attention map. This is its
-*routing*. And it brings back what is there: v. This is its *reading*. Attention transfer moves the routing of one model
-into another and nothing else, so here the two are separate.
+A block has two layers, attention and an MLP. Attention does two things. It decides where each token looks: q and k,
+whose softmax is the attention map. This is its *routing*. And it brings back what is there: v. This is its *reading*.
+Attention transfer moves the routing of one model into another and nothing else, so here the two are separate.
 
 Shapes: B images, N tokens, H heads, D width, d = D / H. The tokens are the class token, the registers, and the patches
 of the image row by row, in this order.
@@ -41,13 +41,13 @@ class ViTConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    num_classes: int = 0  # With 0 there is no head, and `forward` returns the pooled tokens ("avg" without a norm).
+    num_classes: int = 0  # With 0 there is no head: `forward` returns pooled tokens, for "avg" unnormalised.
     class_token: bool = True
-    pool: str = "token"  # The head reads the class "token", the "avg" of the patches, or all tokens ("none").
+    pool: str = "token"  # The head reads the class "token" or the "avg" of the patches; "none" has no head.
     norm_eps: float = 1e-6
     drop_path: float = 0.0  # This is the rate of stochastic depth, see `ViT.draw_drops`.
 
-    # The native components. Each is described here and nowhere else.
+    # The native components. The purpose of each is given here.
     layerscale: float | None = native(
         None,
         "The initial value of a learned scale on what each layer adds. A layer adds little at first and learns how "
@@ -109,7 +109,7 @@ class ViTConfig:
         if self.img_size < self.patch_size or self.img_size % self.patch_size:
             above = self.img_size + -self.img_size % self.patch_size  # This is the next size that fits.
             raise UserError(
-                f"image size {self.img_size} is not a multiple of {self.patch_size}, a patch's; use {above}"
+                f"image size {self.img_size} is not a multiple of {self.patch_size}, the patch size; use {above}"
             )
         if self.dim % self.heads:
             raise UserError(f"width {self.dim} does not divide into {self.heads} heads")
@@ -146,7 +146,7 @@ class Routing(NamedTuple):
 
 
 def attention_logits(routing: Routing) -> Tensor:
-    """q k^T / sqrt(d) + bias: (B, H, N, N)."""
+    """The logits of the attention map, q k^T / sqrt(d) + bias: (B, H, N, N)."""
     q, k, bias = routing
     logits = q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)  # Dividing q costs less than dividing the logits.
     return logits if bias is None else logits + bias
@@ -168,11 +168,11 @@ class Attended(NamedTuple):
 
     routing: Routing  # The layer read with this routing.
     v: Tensor  # (B, H, N, d)
-    output: Tensor  # (B, N, D), what the layer adds to the stream of tokens
+    output: Tensor  # (B, N, D), before LayerScale and stochastic depth
 
 
 class Handed(NamedTuple):
-    """What a block is handed by another model, to use in the place of its own. None stands for its own."""
+    """What a block is handed by another model, to use in place of its own. None stands for its own."""
 
     routing: Routing | None = None  # A block that is handed a routing computes no q and k.
     q: Tensor | None = None  # (B, H, N, d), to go with the block's own k
@@ -184,7 +184,7 @@ NOTHING = Handed()
 
 
 def make_norm(config: ViTConfig, dim: int, present: bool = True) -> nn.Module:
-    """A LayerNorm over `dim` features, or nothing where a model has none in this place."""
+    """A LayerNorm over `dim` features, or an identity where a model has none in this place."""
     return nn.LayerNorm(dim, eps=config.norm_eps) if present else nn.Identity()
 
 
@@ -205,7 +205,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor, rows: slice) -> Tensor:
-        """x (B, N, D) times some rows of the matrix that holds q, k and v one below the other: (B, N, rows)."""
+        """Projects x (B, N, D) with those rows of the joint weight matrix of q, k and v: (B, N, rows)."""
         bias = self.qkv.bias
         if hasattr(self, "q_bias"):
             bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
@@ -219,7 +219,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)
-        return Routing(q, k, bias if self.rel_pos is None else self.rel_pos())  # A table of its own comes first.
+        return Routing(q, k, bias if self.rel_pos is None else self.rel_pos())  # The block's own table is used, if any.
 
     def values(self, x: Tensor) -> Tensor:
         """What the tokens x (B, N, D) have to give: v, (B, H, N, d)."""
@@ -227,7 +227,7 @@ class Attention(nn.Module):
         return self.project(x, slice(2 * D, 3 * D)).view(B, N, self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
-        """The tokens x (B, N, D) look somewhere and bring back what is there."""
+        """Routing, then reading, for tokens x (B, N, D). `handed` replaces the layer's own routing, q, k or v."""
         B, N, D = x.shape
         routing = handed.routing or self.route(x, rope, bias)
         if handed.q is not None:
@@ -335,7 +335,7 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-# By block, which layers of it are left out for which image, as `ViT.draw_drops` makes it.
+# For each block, factors (2, B, 1, 1) of its attention and its MLP, or None; see `ViT.draw_drops`.
 Drops = Sequence[Tensor | None]
 
 
@@ -424,7 +424,7 @@ class ViT(nn.Module):
         """Stochastic depth (Huang et al., arXiv 1603.09382): which layers are left out for which image.
 
         Each block has (2, B, 1, 1), which is 0 where its attention or MLP adds nothing, and otherwise 1 / keep, so that
-        the mean is 1. Deeper layers are dropped more often, up to the rate `drop_path`. A block has None if nothing is
+        the mean is 1. Deeper blocks are dropped more often, up to the rate `drop_path`. A block has None if nothing is
         dropped: in eval mode, and where the rate is 0.
         """
         if not self.training or self.config.drop_path == 0:
@@ -443,7 +443,7 @@ class ViT(nn.Module):
     ) -> Tensor:
         """The tokens (B, N, D) after the first `blocks` blocks.
 
-        `handed` says what some blocks, by number from 0, use in the place of their own. `drops` are drawn unless given.
+        `handed` says what some blocks, by number from 0, use in place of their own. `drops` are drawn unless given.
         Each block appends what its attention did to the list `seen`.
         """
         x, bias = self.embed(images), self.shared_bias()

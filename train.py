@@ -5,10 +5,9 @@
     torchrun --nproc_per_node=8 train.py --teacher ...       # several GPUs
 
 Several values of --teacher, --data, --mode, --method, --student or --seed make a grid of runs, one after another. Each
-run has a folder. The same command resumes a run that was stopped, and does not train again one that is finished.
+run has a folder. The same command resumes a run that was stopped, and skips one that is finished.
 
-Read this file after transfer.py: `Settings` has every knob of a run, `Training` what a run is built of, and `train` is
-the loop.
+Read this file after transfer.py: first `Settings`, then `Training`, of which a run is built, and `train`, the loop.
 """
 
 import itertools
@@ -46,7 +45,7 @@ from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, ini
 class Settings:
     """Everything that a run depends on. Each field is a flag of the command line, with its role, default and help.
 
-    The defaults are a quick recipe for the desk. `complete` fills in each None whose help gives a default.
+    The defaults are a quick recipe for the desk. A None stands for the default that its help describes.
     """
 
     # What to run. A command may give several values of most of these, and trains each combination.
@@ -65,14 +64,14 @@ class Settings:
     mode: str | None = flag(
         "run",
         None,
-        "Use no teacher (baseline), its attention (transfer) or its weights (finetune). Default: the first two.",
+        "A baseline has no teacher, transfer its attention, finetune its weights. Default: baseline and transfer.",
         choices=("baseline", "transfer", "finetune"),
         nargs="+",
     )
     student: str = flag(
         "run",
         "standard",
-        "A plain ViT (standard), one with all native components of the teacher (native), or with a comma list of them.",
+        "A plain ViT (standard), or with the teacher's native components: all (native) or a comma list of them.",
         nargs="+",
     )
     method: str | None = flag("run", "distill", "Copy the maps, or match them by a loss.", choices=METHODS, nargs="+")
@@ -83,14 +82,14 @@ class Settings:
     # Data.
     train_images: int | None = flag("data", None, "Train on a class-balanced subset of N images. Default: all.", 1)
     img_size: int | None = flag("data", None, "The images' side in pixels. Default: the teacher's (DINOv2: 224).", 1)
-    augment: bool = flag("data", True, "Crop and flip the training images at random.")
+    augment: bool = flag("data", True, "Crop and flip the training images at random (matching: never).")
 
     # Attention transfer.
     blocks: str | None = flag(
         "variant",
         None,
         "The blocks that are transferred, from 0: a count (9 is the first nine), a range (3-8) or a list (0,4,8). "
-        "Default: all, but three quarters to distill from a teacher that is not nano.",
+        "Default: all; to distill from a published teacher, the first three quarters.",
         used_by=METHODS,
     )
     weight: float = flag("variant", 3.0, "The weight of the distillation loss in the total loss.", used_by=["distill"])
@@ -107,7 +106,7 @@ class Settings:
 
     # Recipe.
     recipe: str = flag(
-        "run", "desk", "Take values as shown (desk) or as published (paper); flags override.", choices=("desk", "paper")
+        "run", "desk", "Use the defaults shown here (desk) or published values (paper).", choices=("desk", "paper")
     )
     epochs: int = flag("recipe", 50, "The number of passes over the training images.", 1)
     batch_size: int = flag("recipe", 128, "The number of images per step, over all processes.", 1)
@@ -136,7 +135,7 @@ class Settings:
     accumulate: int = flag("machine", 1, "Cut each batch into N pieces, to save memory.", 1)
     validate_every: int | None = flag("machine", None, "Validate every N epochs. Default: a tenth of the epochs.", 1)
     checkpoint_every: int | None = flag(
-        "machine", None, "Write a checkpoint to resume from every N epochs. Default: each 10,000 images.", 1
+        "machine", None, "Write a checkpoint to resume from every N epochs. Default: about every 10,000 images.", 1
     )
     device: str = flag("machine", "auto", "The device: cpu, cuda, cuda:1, or auto (cuda if available, else cpu).")
     amp: str = flag(
@@ -216,7 +215,7 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
     """The student's parameters by weight decay and by `peak`, the highest learning rate that they reach.
 
     With layer decay, the learning rate shrinks by that factor from each block to the one before. The last block has the
-    whole of it, as in the code of arXiv 2411.09702; in fine-tuning the head alone has, as in MAE's.
+    full rate, as in the code of arXiv 2411.09702; in fine-tuning only the head has it, as in MAE's.
     """
     groups = {}
     depth, peak = student.config.depth, settings.lr * settings.batch_size / 256
@@ -234,7 +233,7 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
 
 
 def mixed_precision(amp: str, device: torch.device) -> tuple[Callable, torch.dtype | None]:
-    """What makes a forward pass's context, and the type of its matrix products. None is float32, with "off" in full."""
+    """Sets the precision of float32 products; returns what makes autocast contexts, and their type (None: float32)."""
     on_cuda = device.type == "cuda"
     uses_tf32 = on_cuda and amp != "off"
     torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
@@ -248,7 +247,7 @@ def mixed_precision(amp: str, device: torch.device) -> tuple[Callable, torch.dty
 class Training:
     """What a run is built of: its data, its models, its optimiser, and what else changes from step to step.
 
-    `join` makes a model of student and teacher, as `build_model` does. Who trains another model hands over another one.
+    `join` makes a model of student and teacher, as `build_model` does. To train another model, pass another function.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ class Training:
         if settings.compile:
             self.student.compile()  # This is in place, so that its parameters keep their names.
         if processes.world > 1:
-            # Copying leaves the student's q and k without gradients. Buffers are constants, the same in all processes.
+            # Copying can leave qk-norm and tables of positions without gradients. Buffers are constants.
             copies = settings.method == "copy"
             self.model = nn.parallel.DistributedDataParallel(
                 self.model, find_unused_parameters=copies, broadcast_buffers=False
@@ -309,7 +308,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         own = [batch[processes.rank :: processes.world] for batch in plan]  # Each process reads its share of a batch.
         batches = run.train_images.read(own)
         for step, (batch, (images, labels)) in enumerate(zip(plan, batches, strict=True), epoch * len(plan)):
-            # All that is random in a step follows from three numbers. torch keeps 32 bits of a seed: they are folded.
+            # Seed, step and rank decide all that is random in a step. torch keeps 32 bits of a seed: they are folded.
             torch.manual_seed((settings.seed * 7_368_787 + step * 104_729 + processes.rank) % 2**32)
             factor = cosine_schedule(step, run.steps, settings.warmup * len(plan), settings.lr_floor)
             for group in run.optimiser.param_groups:
@@ -319,12 +318,12 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
             # Forward and backward, piece by piece: gradients add up, and processes exchange them after the last piece.
             pieces = list(zip(images.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True))
             for number, (x, y) in enumerate(pieces, start=1):
-                run.model.require_backward_grad_sync = number == len(pieces)
+                run.model.require_backward_grad_sync = number == len(pieces)  # Only several processes read this.
                 with run.autocast():
                     logits, transfer_loss = run.model(x)
                 loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.smoothing)
                 loss = loss + settings.weight * transfer_loss.float()
-                # Each image weighs the same, in a last, shorter batch too, of which some processes have one image more.
+                # Processes average their gradients. Times `world`, each image counts 1 / len(batch), whoever has it.
                 share = len(x) * processes.world / len(batch)
                 run.scaler.scale(loss * share).backward()
                 meter.add(loss, transfer_loss, logits, y)
@@ -364,7 +363,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
 
 
 def finish(run: Training, folder: Path, found: dict, seconds: float) -> dict:
-    """Writes the student and the result. `found` is what the last validation found, if this process saw it."""
+    """Writes the student and the result. `found` is empty if the run was stopped after its last epoch."""
     last_step = run.steps - 1
     result = found or validate(run, run.model, last_step)
     result |= {"epochs": run.settings.epochs, "steps": run.steps, "train_seconds": seconds}
@@ -398,7 +397,7 @@ class Meter:
         self.sums += torch.stack((loss * count, transfer_loss.float() * count, right, count))
 
     def averages(self, step: int) -> dict:
-        """The averages after that step. Raises a `UserError` if a loss was not finite."""
+        """The averages so far. Raises a `UserError`, which names the step, if a loss was not finite."""
         loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
         if not math.isfinite(loss):
             raise not_finite(f"the loss at step {step} is")
@@ -480,7 +479,7 @@ def plan_runs(args: Namespace) -> list[Settings]:
         # The recipe depends on what is run. A flag that was given comes before it.
         with_recipe = replace(asked, **published_recipe(asked))
         settings = complete(replace(with_recipe, **typed))
-        if settings not in plan:  # A baseline has no method, and is the same for all.
+        if settings not in plan:  # A baseline is the same for all methods.
             plan.append(settings)
     return plan
 
@@ -496,7 +495,7 @@ def complete(settings: Settings) -> Settings:
     if settings.teacher_seed and (is_real or settings.weights):
         raise UserError("--teacher-seed is for nano teachers that are pretrained here; leave it out")
 
-    # What the run does not use goes back to its default, so that it is in no name.
+    # What the run does not use goes back to its default, so that it does not appear in the run's name.
     method = settings.method if settings.mode == "transfer" else None
     kind = method or settings.mode
     unused = [field.name for field in fields(settings) if kind not in field.metadata.get("used_by", [kind])]
@@ -553,7 +552,7 @@ def main() -> None:
             try:
                 train_run(settings, folder, processes, command)
             except Exception as error:
-                # A grid goes on, unless other processes wait in the middle of the run, which would not be here.
+                # A grid goes on with its next run, unless other processes still wait in the middle of this one.
                 if processes.world > 1 or len(waiting) == 1:
                     raise
                 print(f"error: {folder.name}: {in_a_line(error)}", file=sys.stderr)
@@ -589,7 +588,7 @@ def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -
         elif processes.main:
             print(f"{folder.name}: finished before; --fresh trains it again")
 
-    # Each folder of images is looked through once, and the teachers are fetched into the cache, or missed.
+    # Each folder of images is looked through once. Teachers are fetched now: a missing one stops the grid early.
     for name in {settings.data for settings in waiting.values()} - set(data.DATASETS):
         if processes.main:
             data.check_images(Path(name))
@@ -619,7 +618,7 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
 
 
 def begin(run: Training, folder: Path, command: str, **more) -> None:
-    """Writes what a run is made of, and all that tables ask of it later, to its config.json."""
+    """Writes what a run is made of, all that tables ask of it later, and `more` (an exercise's), to its config.json."""
     config = {
         "settings": asdict(run.settings),
         **describe(run.settings),

@@ -20,7 +20,7 @@ WHAT = ("map", "q", "k", "v", "output")  # Each of these can be distilled, and a
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
-    """Attention Copy, as it is meant: the student's v (B, H, N, d) is read with the teacher's map. `attend` does it."""
+    """Attention Copy by definition: the student's v (B, H, N, d) is read with the teacher's map. `attend` is fast."""
     return attention_map(teacher) @ v  # (B, H, N, N) times (B, H, N, d)
 
 
@@ -75,7 +75,7 @@ class AttentionTransfer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         no_loss = images.new_zeros(())
         if self.method == "distill" and not self.training:
-            return self.student(images), no_loss  # The teacher has done its work.
+            return self.student(images), no_loss  # After training, a distilled student needs no teacher.
 
         # The teacher looks. In training it leaves out the layers that the student leaves out (stochastic depth), so
         # that the maps of both come from the same layers.
@@ -101,6 +101,7 @@ class AttentionTransfer(nn.Module):
 
     def teacher_targets(self, images: Tensor, drops: Drops | None = None) -> dict:
         """What the student copies or is compared with, by block: a routing, or q, k, v or output (see `what`)."""
+        # Of the last block, routings need no v and no output.
         if self.what in ("map", "q", "k"):
             theirs = self.teacher_routings(images, drops)
             return theirs if self.what == "map" else {block: getattr(r, self.what) for block, r in theirs.items()}
@@ -116,7 +117,7 @@ class AttentionTransfer(nn.Module):
         return {block: Handed(**{field: target}) for block, target in theirs.items()}
 
     def block_loss(self, target: Routing | Tensor, seen: Attended) -> Tensor:
-        """The loss of one block, from what the teacher hands over and what the student's block did."""
+        """The loss of one block, from the teacher's target and what the student's block did."""
         # bfloat16 has three digits, and the shares of a row are small: the loss is in float32, under autocast too.
         with torch.autocast(seen.v.device.type, enabled=False):
             if self.what == "map":

@@ -9,9 +9,9 @@ from typing import Any
 
 from support.errors import UserError
 
-# What a setting is to a run: its group of flags, and where tables, names and resuming look at it.
+# Each setting has a role, which decides its group in --help, and how tables, names and resuming treat it.
 ROLES = {
-    "run": "what to run (several values make a grid of runs)",
+    "run": "what to run (flags that take several values make a grid)",
     "data": "data (tables compare runs only where these are equal)",
     "variant": "attention transfer (the name of a run shows what is not the default)",
     "recipe": "recipe (tables compare runs where these are equal, or as published)",
@@ -33,7 +33,7 @@ def number_from(kind: type, low: float, high: float = math.inf) -> Callable:
     """An argument type: a number from `low` to `high`."""
 
     def number(word: str) -> float:
-        value = kind(word)  # argparse answers a word that is no number.
+        value = kind(word)  # argparse reports a word that is not a number.
         if not (low <= value <= high and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"{word} is not from {low} to {high}")
         return value

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, log.jsonl, checkpoint.pt while it lasts, student.safetensors, result.json.
+"""The folder of a run: config.json, log.jsonl, checkpoint.pt until it ends, student.safetensors, result.json.
 
 A run with a moving average of the weights has student_ema.safetensors too. config.json says all that is asked of a run
 later, by tables or by a command that goes on with it. Each file is written under a temporary name first.
@@ -43,8 +43,8 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
     variants = [f"{name}={ours[name]}" for name in names_of(settings, "variant") if ours[name] != plain[name]]
     words = [teacher.replace(" ", ""), Path(settings.data).name, method, *student, *variants, f"seed{settings.seed}"]
 
-    # What runs must share to be compared: each value, and what else to compare. Each published method has a recipe of
-    # its own: these can be compared, too, as all of them are "as published".
+    # Runs share a table if their values agree, or else the second entries: each published method has a recipe of its
+    # own, and "as published" agrees with itself.
     conditions = {name: [ours[name], ours[name]] for name in names_of(settings, "data") + names_of(settings, "recipe")}
     for name in names_of(settings, "recipe"):
         if published and ours[name] == published.get(name, getattr(type(settings), name)):
@@ -82,7 +82,7 @@ def check_settings(settings: Any, folder: Path) -> None:
 
 
 def begin(folder: Path, config: dict, processes: Processes) -> None:
-    """Writes config.json. Raises a `UserError` if the one that is there is of a run that was made of other things."""
+    """Writes config.json. Raises a `UserError` if the folder holds a run with other data, processes or teacher."""
     if (folder / "config.json").is_file():
         held = read_config(folder)
         for name in MADE_OF:
@@ -111,7 +111,7 @@ def code_commit() -> str | None:
 
 
 def read_json(path: Path, needed: set[str]) -> dict:
-    """A file of a run, which has those keys."""
+    """Reads a JSON file of a run and checks that it has those keys."""
     try:
         content = json.loads(path.read_text())
         missing = needed - set(content)
@@ -187,7 +187,7 @@ def write_student(path: Path, student: nn.Module) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Forgets what is on disk of a run, and what was being written when it was killed."""
+    """Deletes what is on disk of a run, and what was being written when it was killed."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
         for left in filter(Path.is_dir, folder.glob(f".{name}.*")):  # A file of that name is an editor's.
