@@ -401,7 +401,9 @@ FLAGS = {
     "--figure": dict(metavar="FILE", help="A picture is drawn to this file: .png, .svg or .pdf."),
     "--csv": dict(metavar="FILE", help="The runs are written to this file, one a line."),
     "--image": dict(metavar="IMG", help="The file of an image (default: the first validation image)."),
-    "--patch": dict(metavar="ROW,COLUMN", help="The patch that looks, from 0,0 (default: the class token)."),
+    "--patch": dict(
+        metavar="ROW,COLUMN", help="The patch that looks, from 0,0 (default: the class token, or the middle)."
+    ),
     "--img-size": dict(type=number_from(int, 1), metavar="PX", help="The images' side (default: the teacher's)."),
     "--batch-size": dict(
         type=number_from(int, 1),
@@ -410,9 +412,7 @@ FLAGS = {
     ),
     "--amp": dict(choices=("auto", "bf16", "fp16", "off"), help="The precision (default: the run's)."),
     "--compile": dict(action="store_true", help="Compile the student."),
-    "--workers": dict(
-        type=number_from(int, 0), metavar="N", help="So many processes decode images (default: the run's)."
-    ),
+    "--workers": dict(type=number_from(int, 0), metavar="N", help="N processes decode images (default: the run's)."),
     "--device": dict(default="auto", help="The device: auto, cpu, cuda, cuda:1 (default: auto)."),
 }
 # Each sub-command has these arguments. Its name and help are those of its function. A flag with a ! is needed, and an

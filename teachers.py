@@ -407,7 +407,7 @@ def with_tensors(config: ViTConfig, tensors: Tensors) -> ViT:
 
 
 def resample(name: str, value: Tensor, old: int, new: int) -> Tensor:
-    """Resamples a tensor of positions from a grid of old x old patches to new x new, as timm does, and no other."""
+    """Resamples positions from old x old patches to new x new, as timm does. Any other tensor stays as it is."""
     if name == "pos_embed":
         tokens, patches = value.tensor_split([-(old**2)], dim=1)
         patches = patches.mT.unflatten(2, (old, old))

@@ -80,11 +80,16 @@ class Settings:
     )
 
     # Data.
-    train_images: int | None = flag("data", None, "Train on a class-balanced subset of N images. Default: all.", 1)
+    train_images: int | None = flag("data", None, "Train on N images, class-balanced. Default: all (matching: 500).", 1)
     img_size: int | None = flag("data", None, "The images' side in pixels. Default: the teacher's (DINOv2: 224).", 1)
     augment: bool = flag("data", True, "Crop and flip the training images at random (matching: never).")
 
     # Attention transfer.
+    what: str | None = flag(
+        "variant", "map", "Transfer attention maps, or q, k, v or the layer's output.", choices=WHAT, used_by=METHODS
+    )
+    loss: str | None = flag("variant", "cross_entropy", "The loss between maps.", choices=LOSSES, used_by=["distill"])
+    weight: float = flag("variant", 3.0, "The weight of the distillation loss in the total loss.", used_by=["distill"])
     blocks: str | None = flag(
         "variant",
         None,
@@ -92,11 +97,6 @@ class Settings:
         "Default: all; to distill from a published teacher, the first three quarters.",
         used_by=METHODS,
     )
-    weight: float = flag("variant", 3.0, "The weight of the distillation loss in the total loss.", used_by=["distill"])
-    what: str | None = flag(
-        "variant", "map", "Transfer attention maps, or q, k, v or the layer's output.", choices=WHAT, used_by=METHODS
-    )
-    loss: str | None = flag("variant", "cross_entropy", "The loss between maps.", choices=LOSSES, used_by=["distill"])
     init: str | None = flag(
         "variant",
         None,
@@ -131,7 +131,7 @@ class Settings:
 
     # Machine.
     data_root: str = flag("machine", "data", "The folder in which data sets are looked for and kept.", metavar="DIR")
-    workers: int | None = flag("machine", None, "N processes decode images. Default: one per core, at most 8.")
+    workers: int | None = flag("machine", None, "N processes decode images. Default: cores, at most 8 (matching: 0).")
     accumulate: int = flag("machine", 1, "Cut each batch into N pieces, to save memory.", 1)
     validate_every: int | None = flag("machine", None, "Validate every N epochs. Default: a tenth of the epochs.", 1)
     checkpoint_every: int | None = flag(
@@ -480,12 +480,14 @@ def plan_runs(args: Namespace) -> list[Settings]:
         with_recipe = replace(asked, **published_recipe(asked))
         settings = complete(replace(with_recipe, **typed))
         if settings not in plan:  # A baseline is the same for all methods.
+            if settings.seed == several["seed"][0]:  # The shapes are the same for all seeds.
+                check_shapes(settings)
             plan.append(settings)
     return plan
 
 
 def complete(settings: Settings) -> Settings:
-    """Fills in what was left out and clears what the run does not use. Raises a `UserError` if the run cannot be."""
+    """Fills in what was left out and clears what the run does not use. Raises a `UserError` for what cannot be."""
     teacher = find_teacher(settings.teacher)
     is_real = bool(teacher.url)
     name = settings.data or ("imagenette" if is_real else "matching")
@@ -523,11 +525,15 @@ def complete(settings: Settings) -> Settings:
     if settings.warmup >= settings.epochs:
         raise UserError(f"a warm-up of {settings.warmup:g} epochs leaves none of {settings.epochs}; lower --warmup")
 
-    # A trial with models that have shapes and no memory raises where two of them do not match.
-    with torch.device("meta"):
-        theirs = ViT(replace(teacher.config, img_size=settings.img_size))
-        build_model(settings, build_student(settings, 2, theirs), theirs)
     return settings
+
+
+def check_shapes(settings: Settings) -> None:
+    """Raises a `UserError` if student and teacher do not match, by a trial with models that have no memory."""
+    config = replace(find_teacher(settings.teacher).config, img_size=settings.img_size)
+    with torch.device("meta"):
+        theirs = ViT(config, initialise=False)
+        build_model(settings, build_student(settings, 2, theirs), theirs)
 
 
 def describe(settings: Settings) -> dict:
@@ -572,7 +578,7 @@ def main() -> None:
         raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as said above: {', '.join(failed)}")
 
 
-def prepare(args: Namespace, plan: dict[Path, Settings], processes: Processes) -> dict[Path, Settings]:
+def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
     """The runs that are to be trained, by folder. Finds what would stop one of them before any is begun."""
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ class Split(NamedTuple):
     """
 
     source: Any
-    items: list[tuple[int, int]]
+    items: list
 
 
 def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
@@ -200,7 +200,7 @@ def matching_split(count: int, seed: int, normalisation: tuple) -> Split:
     return Split(source, list(enumerate(labels.tolist())))
 
 
-def hold_out(split: Split) -> tuple[Split, Split]:
+def hold_out(split: Split) -> tuple:
     """Holds out the 1st, 11th, 21st, ... image of each class. It returns the training and the held-out images."""
     seen = Counter()
     train, val = [], []
@@ -380,7 +380,7 @@ def augmented_view(
     return v2.Compose([*steps, partial(to_tensor, normalisation=normalisation), erase])
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Images(Dataset):
     """This makes tensors of a split: item i is as evaluation sees it, and item (i, seed) is augmented by that seed."""
 
@@ -408,7 +408,7 @@ class Images(Dataset):
 # ---- Batches ---------------------------------------------------------------------------------------------------------
 
 
-def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list[list]:
+def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 1) -> list:
     """Plans the batches of one pass over `count` training images, each a list of (index, seed of the augmentation).
 
     The order and the seeds follow from (seed, epoch). A last, shorter batch is left out if it has fewer images than
@@ -428,7 +428,7 @@ def plan_epoch(count: int, batch_size: int, seed: int, epoch: int, world: int = 
     return [batch for batch in batches if len(batch) >= world]
 
 
-def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list[list]:
+def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list:
     """Plans the batches of one process's evaluation, which has every world-th image, from the image `rank` on."""
     mine = range(rank, count, world)  # The shares of two processes differ by one image at most.
     return list(BatchSampler(mine, batch_size, drop_last=False))
@@ -451,7 +451,7 @@ class Loader:
             generator=torch.Generator(),  # Without it, each pass would advance torch's global generator.
         )
 
-    def read(self, batches: list[list]) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(self, batches: list) -> Iterator[tuple]:
         """Yields the images (B, 3, S, S) and the labels (B,) of each batch, on the device."""
         self.batches[:] = batches
         on_cuda = self.device.type == "cuda"  # On other devices a copy that nobody waits for may be read too early.

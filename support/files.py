@@ -1,4 +1,4 @@
-"""This file writes files whole or not at all."""
+"""Files are written whole or not at all."""
 
 import os
 import tempfile
