@@ -151,7 +151,7 @@ def find_folder(name: str, root: str, datasets: list = DATASETS) -> Path:
     return path
 
 
-def from_torchvision(name: str, root: str) -> tuple[Split, Split, list]:
+def from_torchvision(name: str, root: str) -> tuple:
     """Returns the training images, the held-out images and the class names of a set that torchvision knows."""
     from torchvision import datasets
 
@@ -235,7 +235,7 @@ def has_splits(folder: Path) -> bool:
     return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
-def from_folder(folder: Path) -> tuple[Split, Split, list]:
+def from_folder(folder: Path) -> tuple:
     """Returns training images, held-out images and class names of a folder.
 
     It reads FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, or else holds out every tenth image of FOLDER/CLASS/*.
