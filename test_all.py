@@ -2667,6 +2667,14 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_line_and_left_out_of_tabl
     assert "it is of another version" in refused(call, train, *BASELINE, *QUICK)
 
 
+@pytest.mark.parametrize("change", [{}, {"place": 3}, {"more": 1}], ids=str)
+def test_a_run_whose_table_is_of_another_version_is_left_out_in_one_line(change, results):
+    config = runs.read_config(results / "x")
+    config["table"] = config["table"] | change if change else {}
+    runs.write_json(results / "x" / "config.json", config)
+    assert f"left out: {results / 'x'} is of another version" in call(evaluation, "table", results)
+
+
 def test_tables_read_what_a_run_says_of_itself_and_not_the_registry(results, monkeypatch):
     before = call(evaluation, "table", results)
     monkeypatch.setattr(teachers, "TEACHERS", {})

@@ -32,20 +32,23 @@ def result_of(folder: str | Path) -> Result:
     if "exercise" in config:
         raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
     table, settings = config["table"], config["settings"]
-    table["place"] = tuple(table["place"])
-    table["conditions"] = tuple((name, *pair) for name, pair in table["conditions"].items())
-    return Result(
-        **table,
-        teacher=settings["teacher"],
-        seed=settings["seed"],
-        top1=result.get("ema_top1", result["top1"]),
-        teacher_top1=result.get("teacher_top1"),
-    )
+    try:
+        table["place"] = tuple(table["place"])
+        table["conditions"] = tuple((name, *pair) for name, pair in table["conditions"].items())
+        return Result(
+            **table,
+            teacher=settings["teacher"],
+            seed=settings["seed"],
+            top1=result.get("ema_top1", result["top1"]),
+            teacher_top1=result.get("teacher_top1"),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder} is of another version; move it, or train --fresh") from error
 
 
 # The rows of a table go by family and title of the teacher. A row holds, by column, accuracies in percent or gains over
 # the baseline in points, one for each seed.
-Rows = dict[tuple, dict[str, list]]
+Rows = dict[tuple, dict]
 Tables = dict[tuple, Rows]  # The key of a table is its title: pairs of name and value that its runs share.
 
 COLUMNS = ["its top-1", "baseline", "copy", "distill", "native copy", "native distill", "native baseline"]
@@ -56,7 +59,7 @@ the same seed, in points. Mean ± standard deviation over seeds. **Bold**: a fai
 of its weights (ema), it is the average's accuracy."""
 
 
-def compare(results: list[Result]) -> Tables:
+def compare(results: list) -> Tables:
     """Makes tables, each of runs that can be compared. The title of each holds all in which two of them differ."""
     if not results:
         raise UserError("no finished runs are there; train.py makes them, and names their folder with --out")
@@ -77,7 +80,7 @@ def compare(results: list[Result]) -> Tables:
     return {title: rows_of(group) for title, group in groups.items()}
 
 
-def rows_of(results: list[Result]) -> Rows:
+def rows_of(results: list) -> Rows:
     """Makes the rows of one table. A run without a baseline of its seed has no gain; its accuracy is printed."""
     rows = {}
     for result in results:
