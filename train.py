@@ -219,7 +219,7 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
     """
     groups = {}
     depth, peak = student.config.depth, settings.lr * settings.batch_size / 256
-    full = depth + 1 if settings.mode == "finetune" else depth  # From this layer on, the learning rate is whole.
+    full = depth + 1 if settings.mode == "finetune" else depth  # From this layer on, parameters have the full rate.
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -23,8 +23,6 @@ from support.files import replacing
 from support.processes import Processes
 
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
-
-
 MADE_OF = ("classes", "images", "steps", "processes", "teacher")  # A run goes on only where these agree.
 
 
