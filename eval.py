@@ -96,6 +96,7 @@ def accuracy(args: Namespace) -> None:
         batch_size = args.batch_size or min(256, settings.batch_size)
         workers = min(settings.workers, spare_cores()) if args.workers is None else args.workers
         for name in args.data or [settings.data]:
+            name = data.one_name(name, sorted({*data.DATASETS, *FOLDERS}))
             dataset, classes = evaluation_set(settings, known, name)
             images = data.Loader(dataset, workers, args.device)
             found = evaluate(model, images, batch_size, args.processes, classes, autocast)
@@ -131,7 +132,7 @@ def class_folder(name: str, root: str) -> Path:
         if not place.is_dir():
             raise UserError(f"{name} is not there; put its class folders into {place}, or say where with --data-root")
         return place
-    folder = data.find_folder(name, root, sorted({*data.DATASETS, *FOLDERS}))
+    folder = data.find_folder(name, root)
     return folder / "val" if data.has_splits(folder) else folder
 
 

@@ -243,6 +243,17 @@ def student_config(
     return replace(theirs, img_size=img_size or theirs.img_size, num_classes=num_classes, pool=pool, **standard)
 
 
+def name_components(name: str, components: str) -> str:
+    """Returns the one text for such a student's components: of equal lists the same, and "native" if it has them all."""
+    if components in ("standard", "native"):
+        return components
+    asked = student_config(name, components)
+    if asked == student_config(name, "native"):
+        return "native"
+    words = [word.strip() for word in components.split(",")]
+    return ",".join(component for component in COMPONENTS if component in words)
+
+
 # ---- From a published file's names to ours ---------------------------------------------------------------------------
 #
 # Each step takes tensors by name and brings them nearer to our form. A name that is in our form stays, so it does no

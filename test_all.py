@@ -1216,11 +1216,53 @@ def test_several_teachers_of_one_kind_share_a_baseline():
     assert names == [f"{kind}-seed0" for kind in kinds]
 
 
-def test_what_a_run_does_not_use_is_in_no_setting_and_a_folder_has_one_name(tmp_path, monkeypatch):
-    noise_folders(tmp_path / "class0")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["", "--randaugment 9 --erasing 0.5", "--no-augment", "--train-images 500", "--data-root ./data/"],
+        ["--data photos", "--data ./photos/", "--data link", "--data photos/../photos"],
+        ["--data ./pets", "--data pets/"],
+        ["--mode transfer", *(f"--mode transfer --blocks {blocks}" for blocks in ("4", "0-3", "3,2,1,0", "0,1,2,3,"))],
+        ["--mode transfer --blocks 1-2", "--mode transfer --blocks 2,1", "--mode transfer --blocks 1,1,2"],
+        ["--mode transfer --blocks 2-2", "--mode transfer --blocks 2,"],
+        [
+            "--teacher dinov3_nano --student layerscale,rope",
+            "--teacher dinov3_nano --student rope,layerscale",
+            "--teacher dinov3_nano --student rope,layerscale,rope",
+        ],
+        [
+            "--teacher beitv2_nano --student native",
+            "--teacher beitv2_nano --student pos_embed,qkv_bias,rel_pos,layerscale",
+        ],
+        ["--init mlp,norms", "--init norms,mlp,norms"],
+        ["--init all", "--init norms,mlp,attention,embeddings"],
+        ["--weights file --mode transfer", "--weights ./file --mode transfer"],
+        ["--lr 0.006", "--lr 6e-3", ""],
+        ["--img-size 32", ""],
+        ["--warmup 5", ""],
+        ["--method distill", ""],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_setting_has_one_value_however_it_was_typed(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert planned("--randaugment 9 --erasing 0.5")[0] == planned("")[0]
-    assert planned("--data ./class0/")[0] == planned("--data class0")[0]
+    for name in "photos", "pets":
+        noise_folders(tmp_path / name)
+    Path("link").symlink_to("photos")
+    first, *others = map(planned, words)
+    assert others == [first] * len(others)
+    assert [train.complete(settings) for settings in first] == first
+
+
+def test_what_is_typed_as_a_path_stays_one_and_a_data_set_is_typed_without_a_slash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    noise_folders(Path("pets"))
+    assert [planned(f"--data {word}")[0].data for word in ("pets", "./pets", "matching")] == [
+        "pets",
+        str(tmp_path / "pets"),
+        "matching",
+    ]
+    assert "there is no folder matching/" in refused(planned, "--data matching/")
 
 
 def test_a_grid_goes_on_after_a_run_that_fails_says_so_and_ends_with_status_2(nano, monkeypatch):
@@ -1341,7 +1383,7 @@ def test_blocks_that_were_asked_for_are_named_and_the_usual_ones_are_not():
     (asked,), (usual,) = planned(words + " --blocks 6"), planned(words + " --blocks 9")
     columns = [train.describe(settings)["table"]["column"] for settings in (asked, usual)]
     assert columns == ["distill blocks=6", "distill"] and [usual] == planned(words)
-    assert planned("--mode transfer")[0].blocks is None  # of a nano teacher all
+    assert planned("--mode transfer")[0].blocks == "4"  # of a nano teacher all
 
 
 def test_the_desks_warm_up_is_a_tenth_of_the_epochs():

@@ -35,8 +35,8 @@ from support.arguments import Parser, add_flags, flag, names_of
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
 from support.processes import Processes, spare_cores
 from support.schedule import cosine_schedule
-from teachers import find_teacher, fingerprint, load_teacher, place_of, student_config
-from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, init_from
+from teachers import find_teacher, fingerprint, load_teacher, name_components, place_of, student_config
+from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, init_from, name_blocks, name_parts
 
 # ---- Settings and recipes --------------------------------------------------------------------------------------------
 
@@ -490,10 +490,9 @@ def complete(settings: Settings) -> Settings:
     """Fills in what was left out and clears what the run does not use. Raises a `UserError` for what cannot be."""
     teacher = find_teacher(settings.teacher)
     is_real = bool(teacher.url)
-    name = settings.data or ("imagenette" if is_real else "matching")
-    if name == "imagenet" or name not in data.DATASETS:
-        data.find_folder(name, settings.data_root)  # This raises if there is none.
-        name = str(Path(name))  # A folder has one name, however it was typed.
+    name = data.one_name(settings.data or ("imagenette" if is_real else "matching"))
+    if name == "imagenet":
+        data.find_folder(name, settings.data_root)  # This raises if it is not there.
     if settings.teacher_seed and (is_real or settings.weights):
         raise UserError("--teacher-seed is for nano teachers that are pretrained here; leave it out")
 
@@ -503,20 +502,31 @@ def complete(settings: Settings) -> Settings:
     unused = [field.name for field in fields(settings) if kind not in field.metadata.get("used_by", [kind])]
     if not settings.needs_teacher:
         unused += ["weights", "teacher_seed"]
+    if name == "matching":
+        unused += ["augment"]
     if name == "matching" or not settings.augment:
         unused += ["randaugment", "erasing"]
     settings = replace(settings, **{name: getattr(type(settings), name) for name in unused})
 
-    distills_real = method == "distill" and is_real
-    usual_blocks = str(teacher.config.depth * 3 // 4) if distills_real else None
+    # What was left out becomes the usual value, and what can be typed in several ways the one text that stands for it.
+    depth = teacher.config.depth
+    usual_blocks = depth * 3 // 4 if method == "distill" and is_real else depth
+    weights = settings.weights
+    if weights and weights != "random":
+        weights = str(Path(weights).resolve())
     usual_workers = 0 if name == "matching" else spare_cores()  # Its images need no decoding.
     usual_lr = 5e-4 if is_real else 6e-3
     settings = replace(
         settings,
         data=name,
+        data_root=str(Path(settings.data_root).resolve()),
+        train_images=settings.train_images or (data.MATCHING if name == "matching" else None),
         method=method,
+        student=name_components(settings.teacher, settings.student),
+        weights=weights,
         img_size=settings.img_size or teacher.img_size,
-        blocks=settings.blocks or usual_blocks,
+        blocks=name_blocks(settings.blocks or usual_blocks, depth) if method else None,
+        init=settings.init and name_parts(settings.init),
         lr=usual_lr if settings.lr is None else settings.lr,
         warmup=settings.epochs / 10 if settings.warmup is None else settings.warmup,
         workers=usual_workers if settings.workers is None else settings.workers,

@@ -300,6 +300,15 @@ def choose_blocks(blocks: str | int | Sequence[int] | None, depth: int) -> list[
     return chosen
 
 
+def name_blocks(blocks: str | int, depth: int) -> str:
+    """The one text that stands for those blocks, however they were written; see `choose_blocks`."""
+    chosen = choose_blocks(blocks, depth)
+    first, last = chosen[0], chosen[-1]
+    if len(chosen) <= last - first:  # Some between them are left out.
+        return ",".join(map(str, chosen))
+    return f"{first}-{last}" if first else f"{len(chosen)}"
+
+
 # ---- Parts of the teacher's weights ----------------------------------------------------------------------------------
 
 PARTS = ("attention", "mlp", "norms", "embeddings")
@@ -319,6 +328,21 @@ def part_of(name: str) -> str:
     return "norms" if name.startswith("norm_pre.") else "embeddings"
 
 
+def choose_parts(parts: str) -> list[str]:
+    """The chosen ones of `PARTS`, in their order: "all", or those of a comma list."""
+    words = PARTS if parts == "all" else [word.strip() for word in parts.split(",")]
+    for word in words:
+        if word not in PARTS:
+            raise unknown("part", word, ("all", *PARTS))
+    return [part for part in PARTS if part in words]
+
+
+def name_parts(parts: str) -> str:
+    """The one text that stands for those parts, however they were written."""
+    chosen = choose_parts(parts)
+    return "all" if chosen == list(PARTS) else ",".join(chosen)
+
+
 @torch.no_grad()
 def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     """Initialises parts of the student with the teacher's weights: "all", or a comma list of `PARTS`.
@@ -327,10 +351,7 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     start of fine-tuning. The final norm and the head, which depend on the task, stay the student's own. Raises a
     `UserError` where a tensor of those parts is not the same in both models.
     """
-    chosen = PARTS if parts == "all" else [part.strip() for part in parts.split(",")]
-    for part in chosen:
-        if part not in PARTS:
-            raise unknown("part", part, ("all", *PARTS))
+    chosen = choose_parts(parts)
     theirs, ours = (
         {name: value for name, value in model.state_dict().items() if part_of(name) in chosen}
         for model in (teacher, student)

@@ -58,6 +58,7 @@ def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
 # Every run makes `matching` from these seeds, whatever its own seed, so it is the same set in all runs.
 TRAIN_SEED = 0
 VAL_SEED = 1
+MATCHING = 500  # It has so many training images, unless another number is asked for.
 
 
 class Source(NamedTuple):
@@ -119,7 +120,7 @@ def load_data(
     each class is held out.
     """
     if name == "matching":
-        count = train_images or 500
+        count = train_images or MATCHING
         if count > 100_000:
             raise UserError(f"{count} training images asked for; matching makes 1 to 100,000")
         train = matching_split(count, TRAIN_SEED, normalisation)
@@ -138,16 +139,28 @@ def load_data(
     return Data(Images(train, plain, augmented), Images(val, plain), classes)
 
 
-def find_folder(name: str, root: str, datasets: list = DATASETS) -> Path:
-    """Returns the folder of ImageNet or that of the path `name`. If it is not there, a `UserError` names `datasets`."""
-    if name == "imagenet":
-        path = Path(root, name)
-        if not has_splits(path):
-            raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
-        return path
+def one_name(name: str, datasets: list = DATASETS) -> str:
+    """Returns the one name of a data set, or of a folder of images, which is its whole path.
+
+    A word with a slash is a folder, even if a data set has that name. Raises a `UserError` that names `datasets`.
+    """
     path = Path(name)
+    if name in datasets:
+        return name
     if not path.is_dir():
+        if os.sep in name:
+            raise UserError(f"there is no folder {name}; --data takes the path of a folder of images, or a data set")
         raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
+    return str(path.resolve())
+
+
+def find_folder(name: str, root: str) -> Path:
+    """Returns the folder of ImageNet, or that of the path `name`. Raises a `UserError` if it is not there."""
+    path = Path(root, name)  # This is the path `name` if it is a whole one.
+    if name == "imagenet" and not has_splits(path):
+        raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
+    if not path.is_dir():
+        raise UserError(f"the folder {path} is gone; put it back, or name another place of its images with --data")
     return path
 
 
