@@ -63,7 +63,7 @@ def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
     given = {name: value for name, value in vars(args).items() if value and name in ("weights", "data_root", "amp")}
     settings, teacher = replace(runs.read_settings(folder, Settings), **given), None
     if with_teacher or settings.method == "copy":
-        teacher, known = build_teacher(settings).to(args.device), runs.read_config(folder)["teacher"]
+        teacher, known = build_teacher(settings).to(args.device), runs.read_config(folder)["made_of"]["teacher_weights"]
         if known and fingerprint(teacher) != known:
             raise UserError(
                 f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
@@ -95,13 +95,27 @@ def accuracy(args: Namespace) -> None:
         autocast, _ = mixed_precision(settings.amp, args.device)  # With the run's precision its figure comes out again.
         batch_size = args.batch_size or min(256, settings.batch_size)
         workers = min(settings.workers, spare_cores()) if args.workers is None else args.workers
-        for name in args.data or [settings.data]:
-            name = data.one_name(name, sorted({*data.DATASETS, *FOLDERS}))
+        names = [data.one_name(name, sorted({*data.DATASETS, *FOLDERS})) for name in args.data or ()]
+        for name in names or [settings.data]:
             dataset, classes = evaluation_set(settings, known, name)
             images = data.Loader(dataset, workers, args.device)
             found = evaluate(model, images, batch_size, args.processes, classes, autocast)
-            title = f"{name} ({len(classes)}/{len(known)})" if len(classes) < len(known) else name
-            print(ROW.format(folder.name, title, **found))
+            title = Path(name).name + (f" ({len(classes)}/{len(known)})" if len(classes) < len(known) else "")
+            print(ROW.format(folder.name, title, **found), warning(folder, settings, dataset))
+
+
+def warning(folder: Path, settings: Settings, scored: data.Images) -> str:
+    """Says if the student has learnt from some of the images that it is scored on, or if nobody can tell."""
+    if settings.data in data.MADE:
+        return ""
+    try:
+        now = build_data(settings)
+    except UserError:
+        return " (the images of the training are gone, and may be among these)"
+    made_of = runs.read_config(folder)["made_of"]
+    changed = any(made_of[name] != value for name, value in data.fingerprints(now).items())
+    count = data.seen_before(scored.split, now.train.split)
+    return f" ({count} of them are training images)" * (count > 0) + " (the run's images have changed since)" * changed
 
 
 def evaluation_set(settings: Settings, known: list, name: str) -> tuple[Dataset, list]:

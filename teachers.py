@@ -244,7 +244,7 @@ def student_config(
 
 
 def name_components(name: str, components: str) -> str:
-    """Returns the one text for such a student's components: of equal lists the same, and "native" if it has them all."""
+    """Returns the one text for such a student's components: equal lists have the same, and all of them are "native"."""
     if components in ("standard", "native"):
         return components
     asked = student_config(name, components)
@@ -400,7 +400,7 @@ def fingerprint(teacher: ViT) -> str:
         # Positions are left out: if they were resampled, their last digits depend on the machine.
         if not name.endswith(("pos_embed", "bias_table")):
             digest.update(save({name: value}))
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 def shape_of(config: ViTConfig) -> ViT:
@@ -459,10 +459,15 @@ def offset_weights(old: int, new: int) -> Tensor:
     return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
 
 
+def kept_at(name: str, seed: int = 0) -> Path:
+    """Returns the path of the teacher's file in the cache."""
+    return cache_path(f"{name}-seed{seed}" if seed else name)
+
+
 def fetch(name: str, seed: int = 0) -> Path:
     """Returns the path of the teacher's file in the cache. A file that is not there is downloaded or pretrained."""
     teacher = find_teacher(name)
-    path = cache_path(f"{name}-seed{seed}" if seed else name)
+    path = kept_at(name, seed)
     if not teacher.url:
         return pretrain(name, path, seed)
     if path.is_file():

@@ -1166,32 +1166,60 @@ def begun(folder) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", ["a class", "an image", "the steps", "the teacher"])
-def test_a_run_goes_on_with_nothing_but_what_it_began_with(change, nano):
+@pytest.mark.parametrize("change", ["train_set", "val_set", "a class", "teacher_weights", "processes", "lr"])
+@pytest.mark.parametrize("state", ["stopped", "finished"])
+def test_a_run_goes_on_and_is_kept_with_nothing_but_what_it_began_with(change, state, nano, monkeypatch):
     parted_folder("pictures")
     words = "--mode transfer --data pictures --epochs 1 --batch-size 4 --workers 0".split()
     call(train, *words)
-    folder = begun(run_of("distill", data="pictures"))
-    if change == "a class":
+    folder = run_of("distill", data="pictures")
+    if state == "stopped":
+        begun(folder)
+    if change == "train_set":  # the same names, and other images
+        shutil.rmtree("pictures/train")
+        noise_folders("pictures/train", each=4, seed=1)
+    elif change == "val_set":
+        shutil.copy("pictures/val/a/0.png", "pictures/val/a/9.png")
+    elif change == "a class":
         for part in "train", "val":
             Path("pictures", part, "b").rename(Path("pictures", part, "c"))
-    elif change == "an image":
-        shutil.copy("pictures/val/a/0.png", "pictures/val/a/9.png")
-    elif change == "the steps":  # as another number of processes may have them
-        runs.write_json(folder / "config.json", read_json(folder, "config.json") | {"steps": 3})
-    else:
+    elif change == "teacher_weights":
         stand_in("deit_nano", 2)
+    elif change == "processes":
+        config = read_json(folder, "config.json")
+        runs.write_json(folder / "config.json", config | {"made_of": config["made_of"] | {"processes": 2}})
+    else:
+        words += ["--lr", "0.001"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert re.search("began with other .* start over with --fresh", refused(call, train, *words))
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    if (change, state) == ("processes", "finished"):  # They leave the student as it is, up to rounding.
+        assert "finished before" in call(train, *words)
+        return
+    wanted = "train_set" if change == "a class" else change
+    for look in train.finished_before, lambda plan, processes: []:
+        # What the command does not see when it is given, it sees when it comes to the run.
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "finished_before", look)
+            said = refused(call, train, *words)
+        assert re.search(f"made of other things: .*{wanted} .* there and .* start over with --fresh", said)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert "top-1" in call(train, *words, "--fresh")
+
+
+def test_a_finished_run_is_kept_though_its_teacher_would_have_to_be_made_again(nano, monkeypatch):
+    call(train, *TRANSFER, *QUICK)
+    cache_path("deit_nano").unlink()
+    monkeypatch.setattr(train, "build_teacher", None)
+    assert "finished before" in call(train, *TRANSFER, *QUICK)
 
 
 def test_a_run_goes_on_with_another_precision_number_of_workers_and_pieces_which_evaluation_then_has(nano):
     call(train, *TRANSFER, *QUICK)
     begun(run_of("distill"))
     call(train, *TRANSFER, *QUICK, *"--amp bf16 --workers 1 --accumulate 2".split())
-    assert read_json(run_of("distill"), "config.json")["settings"]["amp"] == "bf16"
+    config = read_json(run_of("distill"), "config.json")
+    assert config["settings"]["amp"] == "bf16" and config["made_of"]["precision"] == "float32, then bfloat16"
+    assert "finished before" in call(train, *TRANSFER, *QUICK, "--amp", "bf16")
+    assert "precision float32, then bfloat16 there and float32 here" in refused(call, train, *TRANSFER, *QUICK)
 
 
 def test_fresh_removes_what_killed_runs_left_and_nothing_of_a_command_that_cannot_be(nano):
@@ -1289,7 +1317,7 @@ def test_the_images_of_a_folder_are_checked_once_a_command(nano, monkeypatch):
     checked, check = [], data.check_images
     monkeypatch.setattr("support.data.check_images", lambda folder: checked.append(folder) or check(folder))
     call(train, *"--data pictures --epochs 2 --workers 0 --weights random".split())
-    assert checked == [Path("pictures")]
+    assert checked == [Path("pictures").resolve()]
 
 
 def test_workers_start_once_a_run(nano, monkeypatch):
@@ -1354,8 +1382,8 @@ AS_MAE = dict(batch_size=1024, weight_decay=0.05, warmup=5, beta2=0.999, ema=0, 
     "words, wanted",
     [
         ("--teacher mae_l --mode transfer", PUBLISHED | AS_DISTILL | dict(blocks="18", layer_decay=1)),
-        ("--teacher mae_l --mode transfer --method copy", PUBLISHED | AS_COPY | dict(blocks=None, drop_path=0)),
-        ("--teacher deit_s --mode baseline", PUBLISHED | AS_DISTILL | dict(blocks=None, method=None)),
+        ("--teacher mae_l --mode transfer --method copy", PUBLISHED | AS_COPY | dict(blocks="24", drop_path=0)),
+        ("--teacher deit_s --mode baseline", PUBLISHED | AS_DISTILL | dict(blocks="12", method=None)),
         ("--teacher mae_l --mode finetune", AS_MAE | dict(epochs=50, lr=1e-3, layer_decay=0.75, drop_path=0.2)),
         ("--teacher mae_b --mode finetune", AS_MAE | dict(epochs=100, lr=5e-4, layer_decay=0.65, drop_path=0.1)),
         ("--teacher deit_ti --mode finetune --lr 1e-3", AS_MAE | dict(epochs=100, lr=1e-3, layer_decay=0.65)),
@@ -1404,7 +1432,9 @@ def result_of(settings, top1=50.0) -> tables.Result:
     table = train.describe(settings)["table"]
     conditions = tuple((name, *pair) for name, pair in table["conditions"].items())
     table |= {"place": tuple(table["place"]), "conditions": conditions}
-    return tables.Result(**table, teacher=settings.teacher, seed=settings.seed, top1=top1, teacher_top1=None)
+    made_of = dict(images=(), precision="float32", weights=None)
+    known = dict(teacher=settings.teacher, seed=settings.seed, top1=top1, teacher_top1=None)
+    return tables.Result(**table, **known, **made_of)
 
 
 @pytest.mark.parametrize("role", ["data", "recipe"])
@@ -2864,15 +2894,69 @@ def test_a_folder_with_train_and_val_is_read_as_it_is_parted(tmp_path):
     assert torch.allclose(image[:, 8, 8], (torch.tensor([16, 239, 100]) / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
 
 
-def test_a_plain_folder_holds_out_every_tenth_image_of_each_class(tmp_path):
+def test_a_plain_folder_is_parted_and_each_class_has_images_in_both_parts(tmp_path):
     for name, count in [("cat", 21), ("dog", 2), ("eel", 10)]:
         write_images(tmp_path / name, count)
     loaded = load(tmp_path)
     assert loaded.classes == ["cat", "dog", "eel"]
-    assert Counter(labels_of(loaded.train)) == {0: 18, 1: 1, 2: 9}
-    assert Counter(labels_of(loaded.val)) == {0: 3, 1: 1, 2: 1}
+    assert set(labels_of(loaded.train)) == set(labels_of(loaded.val)) == {0, 1, 2}
     chosen = [index for dataset in (loaded.train, loaded.val) for index, _ in dataset.split.items]
     assert sorted(chosen) == list(range(33))
+
+
+def parted_names(names, root="/somewhere") -> list[set]:
+    """The names of the training images and of the held-out ones."""
+    source = [(f"{root}/{name}",) for name in names]
+    split = data.Split(source, [(index, int(name.split("/")[0])) for index, name in enumerate(names)], root)
+    return [{names[index] for index, _ in part.items} for part in data.hold_out(split)]
+
+
+def test_a_tenth_of_the_images_is_held_out():
+    _, held_out = parted_names([f"{label}/{number}.jpg" for label in range(10) for number in range(1000)])
+    assert 900 < len(held_out) < 1100
+    for count in range(2, 12):
+        train, held_out = parted_names([f"{label}/{number}.jpg" for label in range(200) for number in range(count)])
+        assert {name.split("/")[0] for name in train} == {name.split("/")[0] for name in held_out}
+
+
+def test_a_new_image_makes_no_training_image_a_held_out_one_and_the_place_of_the_folder_does_not_count():
+    names = [f"{number % 3}/{number}.jpg" for number in random.Random(0).sample(range(10**6), 400)]
+    before = set()
+    for count in range(30, 400):
+        train, held_out = parted_names(names[:count])
+        assert before <= train and parted_names(names[:count], "/mnt/elsewhere") == [train, held_out]
+        before = train
+    assert len(held_out) > 20
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (lambda path: None, ""),
+        (lambda path: path.rename(path.parent / "moved"), ""),
+        (lambda path: shutil.rmtree(path / "train") or noise_folders(path / "train", each=4, seed=9), "train_set"),
+        (lambda path: (path / "val/a/1.png").rename(path / "val/a/9.png"), "val_set"),
+        (lambda path: (path / "val/a/1.png").rename(path / "val/b/1.png"), "val_set"),
+        (lambda path: (path / "train/a/1.png").unlink(), "train_set"),
+        (lambda path: noise_folders(path / "train", "c") and noise_folders(path / "val", "c"), "train_set val_set"),
+    ],
+)
+def test_a_fingerprint_knows_names_sizes_labels_and_parts_but_not_the_place(change, parts, tmp_path):
+    parted_folder(tmp_path / "set")
+    before = data.fingerprints(load(tmp_path / "set"))
+    change(tmp_path / "set")
+    (place,) = tmp_path.iterdir()
+    after = data.fingerprints(load(place))
+    assert [name for name in before if before[name] != after[name]] == parts.split()
+    assert before["train_set"].startswith("8 (")
+
+
+def test_a_fingerprint_knows_the_order_by_which_a_subset_is_chosen(tmp_path):
+    noise_folders(tmp_path, each=8)
+    prints = [data.fingerprints(load(tmp_path, train_images=count))["train_set"] for count in (None, 6, 8, 8)]
+    assert len(set(prints)) == 3
+    sets = [data.fingerprints(load("matching", 32, train_images=count)) for count in (None, 500, 300)]
+    assert sets[0] == sets[1] != sets[2] and sets[1]["val_set"] == sets[2]["val_set"]
 
 
 def test_views_are_cropped_above_64_px_and_whole_below(tmp_path):
@@ -3056,7 +3140,7 @@ def test_a_class_without_validation_images_shifts_no_label(tmp_path):
         ({"cat": 2, "dog": 0}, "'dog'"),
         ({"cat": 2, "dog": 1}, "class 'dog' of"),  # some are held out
         ({"": 1}, "has no class folders"),
-        ({}, "unknown dataset"),  # nor is it there
+        ({}, "there is no folder"),
     ],
     ids=str,
 )
@@ -3156,15 +3240,15 @@ def test_fashion_mnist_loads_as_rgb_at_the_size_asked_for(tmp_path):
     assert torch.allclose(image[:, 0, 0], (130 / 255 - torch.tensor(MEAN)) / torch.tensor(STD))
 
 
-def test_inat2018_holds_out_every_tenth_image_of_each_species(tmp_path, monkeypatch):
+def test_inat2018_holds_out_images_of_each_species_by_their_names(tmp_path, monkeypatch):
     monkeypatch.delitem(data.COUNTS, "inat2018")  # as if the few here were all that it has
     for species, count in [(0, 11), (1, 3)]:
         write_images(tmp_path / "2018" / "Birds" / str(species), count)
     loaded = load("inat2018", root=tmp_path)
-    assert Counter(labels_of(loaded.train)) == {0: 9, 1: 2} and Counter(labels_of(loaded.val)) == {0: 2, 1: 1}
-    names = [loaded.val.split.source.index[index][1] for index, _ in loaded.val.split.items]
-    assert names == ["000.png", "010.png", "000.png"]
-    assert loaded.classes == ["Birds/0", "Birds/1"] and loaded.val[2][1] == 1
+    assert set(labels_of(loaded.train)) == set(labels_of(loaded.val)) == {0, 1}
+    names = [loaded.val.split.name_of(index) for index, _ in loaded.val.split.items]
+    assert len(names) < 5 and names[0].startswith("2018/Birds/0/") and len(loaded.train) + len(names) == 14
+    assert loaded.classes == ["Birds/0", "Birds/1"] and loaded.val[len(names) - 1][1] == 1
 
 
 @pytest.mark.parametrize("name, folder", [("imagenette", "imagenette2-320"), ("inat2018", "2018")])
@@ -3188,7 +3272,7 @@ def test_augmentation_is_the_same_with_0_and_2_workers(tmp_path):
     train = load(noise_folders(tmp_path, each=21)).train
     alone, labels = epoch_of(train, seed=1, epoch=2)
     helped, same = epoch_of(train, seed=1, epoch=2, workers=2)
-    assert torch.equal(alone, helped) and torch.equal(labels, same) and len(alone) == 36
+    assert torch.equal(alone, helped) and torch.equal(labels, same) and len(alone) == len(train)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index(tmp_path):

@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from support.arguments import Parser, add_flags, flag, names_of
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
 from support.processes import Processes, spare_cores
 from support.schedule import cosine_schedule
-from teachers import find_teacher, fingerprint, load_teacher, name_components, place_of, student_config
+from teachers import find_teacher, fingerprint, kept_at, load_teacher, name_components, place_of, student_config
 from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, init_from, name_blocks, name_parts
 
 # ---- Settings and recipes --------------------------------------------------------------------------------------------
@@ -525,7 +525,7 @@ def complete(settings: Settings) -> Settings:
         student=name_components(settings.teacher, settings.student),
         weights=weights,
         img_size=settings.img_size or teacher.img_size,
-        blocks=name_blocks(settings.blocks or usual_blocks, depth) if method else None,
+        blocks=name_blocks(settings.blocks or usual_blocks, depth),
         init=settings.init and name_parts(settings.init),
         lr=usual_lr if settings.lr is None else settings.lr,
         warmup=settings.epochs / 10 if settings.warmup is None else settings.warmup,
@@ -544,6 +544,17 @@ def check_shapes(settings: Settings) -> None:
     with torch.device("meta"):
         theirs = ViT(config, initialise=False)
         build_model(settings, build_student(settings, 2, theirs), theirs)
+
+
+def identify(settings: Settings, processes: Processes, prints: dict) -> dict:
+    """What a run is known again by, for its config.json: settings, fingerprints (`prints`) and the machine's part."""
+    _, dtype = mixed_precision(settings.amp, processes.device)
+    made_of = prints | {
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "threads": str(torch.get_num_threads()),
+        "processes": processes.world,
+    }
+    return {"settings": asdict(settings), **describe(settings), "made_of": made_of}
 
 
 def describe(settings: Settings) -> dict:
@@ -577,7 +588,7 @@ def main() -> None:
         if processes.main:
             print(f"\nstopped; go on with: {command}", file=sys.stderr)
         raise
-    finished = [folder for folder in folders if folder.name not in failed]
+    finished = [folder for folder in folders if runs.is_finished(folder) and folder.name not in failed]
     if processes.main and finished:
         tables.print_tables(tables.compare(list(map(tables.result_of, finished))))
         average = " --ema" if plan[-1].ema else ""  # The table shows the average's accuracy.
@@ -595,14 +606,10 @@ def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
     except OSError as error:
         raise UserError(f"cannot make the folder {args.out}: {error.strerror}; choose another --out") from error
     processes.check_same(lambda: list(map(runs.stamps, plan)), args.out)
-    waiting = {}
-    for folder, settings in plan.items():
-        if not args.fresh:
-            runs.check_settings(settings, folder)
-        if args.fresh or not runs.is_finished(folder):
-            waiting[folder] = settings
-        elif processes.main:
-            print(f"{folder.name}: finished before; --fresh trains it again")
+    done = [] if args.fresh else finished_before(plan, processes)
+    waiting = {folder: settings for folder, settings in plan.items() if folder not in done}
+    for folder in done if processes.main else ():
+        print(f"{folder.name}: finished before; --fresh trains it again")
 
     # Each folder of images is looked through once. Teachers are fetched now: a missing one stops the grid early.
     for name in {settings.data for settings in waiting.values()} - set(data.DATASETS):
@@ -612,42 +619,59 @@ def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))
     for folder in plan if args.fresh else ():  # Now nothing is in the way.
-        processes.first(partial(runs.clear, folder))
+        runs.clear(folder, processes)
     return waiting
 
 
+def finished_before(plan: dict, processes: Processes) -> list[Path]:
+    """Those folders that hold their run, finished. Raises a `UserError` for one that holds a run of other things."""
+    images_of = cache(lambda where: data.fingerprints(build_data(where)))
+    teacher_of = cache(lambda whose: fingerprint(build_teacher(whose)))
+    done = []
+    for folder, settings in plan.items():
+        if not (folder / "config.json").is_file():
+            continue
+        prints = {}  # Images that are computed or downloaded, and a teacher that would be, are what they were.
+        if settings.data not in data.MADE:
+            names = "data", "data_root", "train_images", "img_size"
+            prints |= images_of(Settings(**{name: getattr(settings, name) for name in names}))
+        if settings.needs_teacher and (settings.weights or kept_at(settings.teacher, settings.teacher_seed).is_file()):
+            names = "teacher", "teacher_seed", "weights", "img_size"
+            prints["teacher_weights"] = teacher_of(Settings(**{name: getattr(settings, name) for name in names}))
+        if runs.is_done(folder, identify(settings, processes, prints)):
+            done.append(folder)
+    return done
+
+
 def train_run(settings: Settings, folder: Path, processes: Processes, command: str) -> None:
-    """One run of the grid, from its data to its result."""
+    """One run of the grid, from its data to its result, unless another command trains it or has finished it."""
     images = processes.first(partial(build_data, settings))  # They may have to be downloaded.
     teacher = build_teacher(settings) if settings.needs_teacher else None
     run = Training(settings, images, build_student(settings, len(images.classes), teacher), teacher, processes)
-    begin(run, folder, command)
-    if processes.main:
-        counts = f"{len(images.train):,} training images, {len(images.val):,} held out, {len(images.classes)} classes"
-        print(f"{folder.name}: {counts}; {settings.epochs} epochs, recipe {settings.recipe}, on {run.device}")
-    with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
-        result = train(run, folder, bar)
+    with runs.begin(folder, config_of(run, command), processes) as is_left:
+        if not is_left:
+            return
+        if processes.main:
+            held_out = f"{len(images.val):,} held out, {len(images.classes)} classes"
+            recipe = f"{settings.epochs} epochs, recipe {settings.recipe}, on {run.device}"
+            print(f"{folder.name}: {len(images.train):,} training images, {held_out}; {recipe}")
+        with tqdm(total=run.steps, desc=folder.name, unit="step", disable=not processes.main) as bar:
+            result = train(run, folder, bar)
     if processes.main:
         average = f"; top-1 of the moving average {result['ema_top1']:.1f}" if "ema_top1" in result else ""
         figures = f"top-1 {result['top1']:.1f}, top-5 {result['top5']:.1f} on {result['n']:,} images"
         print(f"{folder.name}: {figures}{average}")
 
 
-def begin(run: Training, folder: Path, command: str, **more) -> None:
-    """Writes what a run is made of, all that tables ask of it later, and `more` (an exercise's), to its config.json."""
-    config = {
-        "settings": asdict(run.settings),
-        **describe(run.settings),
+def config_of(run: Training, command: str) -> dict:
+    """What a run is made of, and all that tables ask of it later, for its config.json."""
+    prints = data.fingerprints(run.data) | {"teacher_weights": fingerprint(run.teacher) if run.teacher else None}
+    return identify(run.settings, run.processes, prints) | {
         "student": asdict(run.student.config),
         "classes": run.data.classes,
-        "images": [len(run.data.train), len(run.data.val)],
-        "steps": run.steps,
-        "processes": run.processes.world,
-        "teacher": fingerprint(run.teacher) if run.teacher else None,
         "command": command,
         "versions": {"torch": torch.__version__, "commit": runs.code_commit()},
     }
-    runs.begin(folder, config | more, run.processes)
 
 
 if __name__ == "__main__":

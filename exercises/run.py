@@ -74,25 +74,26 @@ def train_grid(
     for settings in plan:
         folder = Path(options.out) / "exercises" / f"e{args.exercise}" / label / train.describe(settings)["name"]
         folders.append(folder)
-        record = {"number": args.exercise, "arguments": args.words, "prediction": args.prediction, "answer": args.hash}
-        if is_finished(folder, record):
-            continue
-        runs.clear(folder)
+        if options.fresh or (folder / "config.json").is_file() and answer_of(folder) != args.hash:
+            runs.clear(folder, processes)
         images, its_teacher = train.build_data(settings), None
         if settings.needs_teacher:
             its_teacher = teacher or train.build_teacher(settings)
         student = build_student(settings, len(images.classes), its_teacher)
         run = train.Training(settings, images, student, its_teacher, processes, changed)
-        train.begin(run, folder, shlex.join(["python", "exercises/run.py", *args.words]), exercise=record)
-        with tqdm(total=run.steps, desc=f"{label} {folder.name}", unit="step") as bar:
-            train.train(run, folder, bar)
+        record = {"number": args.exercise, "arguments": args.words, "prediction": args.prediction, "answer": args.hash}
+        command = shlex.join(["python", "exercises/run.py", *args.words])
+        config = train.config_of(run, command) | {"exercise": record}
+        with runs.begin(folder, config, processes) as is_left:
+            if is_left:
+                with tqdm(total=run.steps, desc=f"{label} {folder.name}", unit="step") as bar:
+                    train.train(run, folder, bar)
     return folders
 
 
-def is_finished(folder: Path, record: dict) -> bool:
-    """Whether a run of the same answer is there. One of another prediction stays, too, with what was predicted then."""
-    known = runs.read_config(folder) if runs.is_finished(folder) else {}
-    return known.get("exercise", {}).get("answer") == record["answer"]
+def answer_of(folder: Path) -> str:
+    """The hash of the answer with which a run was trained. One of another prediction stays with what was predicted."""
+    return runs.read_config(folder)["exercise"]["answer"]
 
 
 def tell(label: str, folders: list[Path]) -> None:

@@ -4,6 +4,8 @@
 and a `Loader` reads them. All that is random follows from seeds that the caller gives, whatever the number of workers.
 """
 
+import filecmp
+import hashlib
 import os
 import signal
 import sys
@@ -40,11 +42,22 @@ class Data(NamedTuple):
 class Split(NamedTuple):
     """A split is the training or the held-out images of a source, each as (index in the source, label).
 
-    An item of the source begins with an image, or with the path of one.
+    An item of the source begins with an image, or with the path of one, which is below the folder `root`.
     """
 
     source: Any
     items: list
+    root: str = ""
+
+    def name_of(self, index: int) -> str:
+        """The name of an image: its path below the root, or its number in a source that has no files."""
+        image = self.source[index][0]
+        return image.removeprefix(self.root).lstrip(os.sep) if isinstance(image, str) else str(index)
+
+    def files(self) -> Iterator[Path]:
+        """The paths of the images, where they are files."""
+        images = (self.source[index][0] for index, _ in self.items)
+        return (Path(image) for image in images if isinstance(image, str))
 
 
 def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
@@ -67,7 +80,7 @@ class Source(NamedTuple):
     kind: str
     keyword: str
     train: Any  # The keyword has this value for the training images.
-    val: Any  # It has this value for the held-out images. If the values are equal, every tenth image is held out.
+    val: Any  # It has this value for the held-out images. If the values are equal, a tenth of the images is held out.
     labels: str  # This attribute lists the labels, either alone or in pairs with files.
     files: str  # The files are here below the root.
     options: dict = {}  # The class is called with these options too.
@@ -89,7 +102,7 @@ SOURCES = {
     "inat2021": Source("INaturalist", "version", "2021_train", "2021_valid", "index", "2021_{train,valid}"),
 }
 # torchvision does not notice if images of these sets are missing, so here is how many training and held-out images each
-# has. Where both numbers are equal, every tenth of these images is held out.
+# has. Where both numbers are equal, a tenth of these images is held out.
 COUNTS = {
     "imagenette": (9469, 3925),
     "inat2017": (675_170, 675_170),
@@ -97,7 +110,8 @@ COUNTS = {
     "inat2019": (268_243, 268_243),
     "inat2021": (2_686_843, 100_000),
 }
-DATASETS = ["matching", *SOURCES, "imagenet"]
+MADE = ["matching", *SOURCES]  # These are computed or downloaded, so that they are always the same.
+DATASETS = [*MADE, "imagenet"]
 SMALL = {"cifar10", "cifar100", "stl10", "fashion_mnist", "svhn"}  # The images are square, with sides of 96 px at most.
 
 
@@ -116,8 +130,8 @@ def load_data(
     `augment` crops and flips the training images at random. `randaugment` (a magnitude, 0 for none) and `erasing` (a
     probability) change them further. `train_images` keeps a class-balanced subset of them. Of matching it is the number
     to make, which is 500 by default; 10,000 are held out. ImageNet lies in ROOT/imagenet/{train,val}, with a folder for
-    each class. A folder of images has the same layout, or it has class folders alone, and then every tenth image of
-    each class is held out.
+    each class. A folder of images has the same layout, or it has class folders alone, and then a tenth of the images is
+    held out (see `hold_out`).
     """
     if name == "matching":
         count = train_images or MATCHING
@@ -142,26 +156,24 @@ def load_data(
 def one_name(name: str, datasets: list = DATASETS) -> str:
     """Returns the one name of a data set, or of a folder of images, which is its whole path.
 
-    A word with a slash is a folder, even if a data set has that name. Raises a `UserError` that names `datasets`.
+    A word with a slash is a folder, even if a data set has that name.
     """
+    return name if name in datasets else str(find_folder(name, "", datasets).resolve())
+
+
+def find_folder(name: str, root: str, datasets: list = DATASETS) -> Path:
+    """Returns the folder of ImageNet or that of the path `name`. If it is not there, a `UserError` names `datasets`."""
+    if name == "imagenet":
+        path = Path(root, name)
+        if not has_splits(path):
+            raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
+        return path
     path = Path(name)
-    if name in datasets:
-        return name
-    if not path.is_dir():
-        if os.sep in name:
-            raise UserError(f"there is no folder {name}; --data takes the path of a folder of images, or a data set")
-        raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
-    return str(path.resolve())
-
-
-def find_folder(name: str, root: str) -> Path:
-    """Returns the folder of ImageNet, or that of the path `name`. Raises a `UserError` if it is not there."""
-    path = Path(root, name)  # This is the path `name` if it is a whole one.
-    if name == "imagenet" and not has_splits(path):
-        raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
-    if not path.is_dir():
-        raise UserError(f"the folder {path} is gone; put it back, or name another place of its images with --data")
-    return path
+    if path.is_dir():
+        return path
+    if os.sep in name:
+        raise UserError(f"there is no folder {name}; put it back, or name another place of the images with --data")
+    raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
 
 
 def from_torchvision(name: str, root: str) -> tuple:
@@ -195,7 +207,7 @@ def from_torchvision(name: str, root: str) -> tuple:
                 f"delete {root}/{source.files}, and start again"
             )
         images = [(str(path),) for path in paths] or split
-        splits.append(Split(images, list(enumerate(labels))))
+        splits.append(Split(images, list(enumerate(labels)), str(root)))
     names = getattr(train, "classes", getattr(train, "all_categories", sorted(set(labels))))
     # A class of Imagenette has a tuple of synonyms.
     classes = [str(name[0] if isinstance(name, tuple) else name) for name in names]
@@ -214,13 +226,57 @@ def matching_split(count: int, seed: int, normalisation: tuple) -> Split:
 
 
 def hold_out(split: Split) -> tuple:
-    """Holds out the 1st, 11th, 21st, ... image of each class. It returns the training and the held-out images."""
-    seen = Counter()
+    """Holds out a tenth of the images. It returns the training and the held-out images.
+
+    The hash of its name decides on each image, so that a new one moves no other. But each class has an image in both.
+    """
+    draws = []  # from 0 to 1, and the same for the same name
+    by_class = {}
+    for index, label in split.items:
+        draw = int.from_bytes(hashlib.sha256(os.fsencode(split.name_of(index))).digest()[:8], "big") / 2**64
+        draws.append(draw)
+        by_class.setdefault(label, []).append(draw)
+    limits = {}  # Images are held out if their draw is below the limit of their class.
+    for label, of_class in by_class.items():
+        second = sorted(of_class)[:2][-1]
+        limits[label] = min(max(0.1, second), max(of_class))  # The lowest is held out, and the highest is not.
     train, val = [], []
-    for item in split.items:
-        (train if seen[item[1]] % 10 else val).append(item)
-        seen[item[1]] += 1
-    return Split(split.source, train), Split(split.source, val)
+    for draw, item in zip(draws, split.items, strict=True):
+        (val if draw < limits[item[1]] else train).append(item)
+    return split._replace(items=train), split._replace(items=val)
+
+
+def fingerprints(images: Data) -> dict:
+    """Says which images are trained on and held out: their number, and a hash of names, sizes in bytes and labels.
+
+    Of about a hundred files the hash has the content too, as pictures of one format may all be of one size.
+    """
+    prints = {}
+    for name, split in ("train_set", images.train.split), ("val_set", images.val.split):
+        digest = hashlib.sha256()
+        every = len(split.items) // 100 + 1
+        for place, (index, label) in enumerate(split.items):  # Their order decides which images share a batch.
+            image = split.source[index][0]
+            size = 0
+            if isinstance(image, str):
+                size = os.path.getsize(image)
+                if place % every == 0:
+                    digest.update(Path(image).read_bytes())
+            digest.update(os.fsencode(f"{split.name_of(index)}\0{size}\0{label}\n"))
+        prints[name] = f"{len(split.items):,} ({digest.hexdigest()[:16]})"
+    return prints
+
+
+def seen_before(images: Split, training: Split) -> int:
+    """Counts those images that are among the training images, in files of the same name and content."""
+    known = {}
+    for path in training.files():
+        known.setdefault((path.name, path.stat().st_size), []).append(path)
+    found = 0
+    for path in images.files():
+        twins = known.get((path.name, path.stat().st_size), [])
+        found += any(path == twin or filecmp.cmp(path, twin, shallow=False) for twin in twins)
+    return found
 
 
 def balanced(split: Split, count: int) -> Split:
@@ -237,7 +293,7 @@ def balanced(split: Split, count: int) -> Split:
         seen[item[1]] += 1
     if not len(seen) <= count <= len(turns):
         raise UserError(f"{count} training images asked for; choose {len(seen)} (one a class) to {len(turns)} (all)")
-    return Split(split.source, sorted(turns, key=turns.get)[:count])
+    return split._replace(items=sorted(turns, key=turns.get)[:count])
 
 
 # ---- Folders of images -----------------------------------------------------------------------------------------------
@@ -251,7 +307,7 @@ def has_splits(folder: Path) -> bool:
 def from_folder(folder: Path) -> tuple:
     """Returns training images, held-out images and class names of a folder.
 
-    It reads FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, or else holds out every tenth image of FOLDER/CLASS/*.
+    It reads FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, or else holds out a tenth of FOLDER/CLASS/*.
     """
     if has_splits(folder):
         train, classes = class_folders(folder / "train")
@@ -292,7 +348,7 @@ def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, lis
     labels = [label for _, label in samples]
     for number in set(numbers.values()) - set(labels):
         raise UserError(f"class '{classes[number]}' of {folder} has no images; add some or remove the folder")
-    return Split(samples, list(enumerate(labels))), classes
+    return Split(samples, list(enumerate(labels)), str(folder)), classes
 
 
 def read_image(path: str | Path) -> Any:

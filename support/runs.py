@@ -4,9 +4,12 @@ A run with a moving average of the weights has student_ema.safetensors too. conf
 later, by tables or by a command that goes on with it. Each file is written under a temporary name first.
 """
 
+import errno
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,8 +25,12 @@ from support.errors import UserError, not_finite
 from support.files import replacing
 from support.processes import Processes
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such module.
+    fcntl = None
+
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
-MADE_OF = ("classes", "images", "steps", "processes", "teacher")  # A run goes on only where these agree.
 
 
 # ---- What a run is ---------------------------------------------------------------------------------------------------
@@ -39,11 +46,13 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
     teacher, method = teacher_title(settings), settings.method or settings.mode
     student = [] if settings.student == "standard" else [settings.student]
     variants = [f"{name}={ours[name]}" for name in names_of(settings, "variant") if ours[name] != plain[name]]
-    words = [teacher.replace(" ", ""), Path(settings.data).name, method, *student, *variants, f"seed{settings.seed}"]
+    words = [teacher.replace(" ", ""), data_title(settings), method, *student, *variants, f"seed{settings.seed}"]
 
     # Runs share a table if their values agree, or else the second entries: each published method has a recipe of its
     # own, and "as published" agrees with itself.
-    conditions = {name: [ours[name], ours[name]] for name in names_of(settings, "data") + names_of(settings, "recipe")}
+    compared = names_of(settings, "data") + names_of(settings, "recipe")
+    conditions = {name: [ours[name], ours[name]] for name in compared}
+    conditions["data"] = [data_title(settings), data_title(settings)]
     for name in names_of(settings, "recipe"):
         if published and ours[name] == published.get(name, getattr(type(settings), name)):
             conditions[name][1] = "as published"
@@ -60,6 +69,11 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
     }
 
 
+def data_title(settings: Any) -> str:
+    """The name of the data set, or of the folder of images without its place."""
+    return Path(settings.data).name
+
+
 def teacher_title(settings: Any) -> str:
     """The teacher's name, marked if its weights are random or of another pretraining."""
     if settings.weights == "random":
@@ -67,29 +81,91 @@ def teacher_title(settings: Any) -> str:
     return f"{settings.teacher} (seed {settings.teacher_seed})" if settings.teacher_seed else settings.teacher
 
 
-def check_settings(settings: Any, folder: Path) -> None:
-    """Raises a `UserError` if the folder holds a run of other settings."""
+def differences(held: dict, asked: dict) -> dict:
+    """In what two runs were not made of the same, by name, as their config.json say it: pairs (held, asked).
+
+    Settings count, but for those of the machine. Of images and weights it is not their path that counts, but what is in
+    their files, if `asked` knows it.
+    """
+    theirs, ours = ({**config["settings"], **config["made_of"]} for config in (held, asked))
+    free = {"threads", *asked["incidental"]}
+    free |= {path for path, content in (("data", "train_set"), ("weights", "teacher_weights")) if content in ours}
+    pairs = {name: (theirs.get(name), value) for name, value in ours.items() if name not in free}
+    return {name: (there, here) for name, (there, here) in pairs.items() if there != here}
+
+
+def continued(held: str, now: str) -> str:
+    """The text for a run that began with one precision, or number of threads, and goes on with another."""
+    return held if held.split(", then ")[-1] == now else f"{held}, then {now}"
+
+
+def is_done(folder: Path, asked: dict) -> bool:
+    """Whether the folder holds this run, finished. Raises a `UserError` if it holds one that was made of other things.
+
+    `asked` is what config.json would hold if the run were begun now.
+    """
     if not (folder / "config.json").is_file():
-        return
-    theirs, ours = asdict(read_settings(folder, type(settings))), asdict(settings)
-    names = [name for name in ours if ours[name] != theirs[name] and name not in names_of(settings, "machine")]
-    if names:
-        differ = "; ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in names)
+        return False
+    held, finished = read_config(folder), is_finished(folder)
+    differ = differences(held, asked)
+    # A run may go on in another precision. Where it ended in the one that is asked for, it is taken as it is.
+    there, here = differ.get("precision", ("", ""))
+    if not finished or continued(there, here) == there:
+        differ.pop("precision", None)
+    if finished:  # How many processes shared the work makes no difference but rounding.
+        differ.pop("processes", None)
+    if differ:
+        listed = "; ".join(f"{name} {there} there and {here} here" for name, (there, here) in differ.items())
         remedy = "start over with --fresh, or choose another --out"
-        raise UserError(f"{folder} holds a run with other settings: {differ}; {remedy}")
+        raise UserError(f"{folder} holds a run that was made of other things: {listed}; {remedy}")
+    return finished
 
 
-def begin(folder: Path, config: dict, processes: Processes) -> None:
-    """Writes config.json. Raises a `UserError` if the folder holds a run with other data, processes or teacher."""
-    if (folder / "config.json").is_file():
-        held = read_config(folder)
-        for name in MADE_OF:
-            if held[name] != config[name]:
-                remedy = "go on with what it began with, or start over with --fresh"
-                raise UserError(f"{folder} began with other data, processes or weights (other {name}); {remedy}")
-    if processes.main:  # What may differ, such as the precision, is written as it is now.
-        write_json(folder / "config.json", config)
-    processes.check_same(partial(stamps, folder), folder)
+@contextmanager
+def lock(folder: Path, processes: Processes) -> Iterator[bool]:
+    """Yields whether this command may train the run of that folder. If so, no other command may until the end.
+
+    The system drops a lock when its process ends, however it ends. A disk of several machines keeps locks for all of
+    them, or has none; where there are none, as on Windows, every command may.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with open(path, "a") as file:
+        is_taken = False
+        if processes.main and fcntl:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                is_taken = error.errno in (errno.EACCES, errno.EAGAIN)  # Any other error: the disk has no locks.
+        may = not processes.sum(torch.tensor(float(is_taken)))
+        try:
+            yield may
+        finally:
+            if may and processes.main:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def begin(folder: Path, config: dict, processes: Processes) -> Iterator[bool]:
+    """Writes config.json, and keeps other commands from the run. Yields whether there is something to train.
+
+    There is not if another command trains it, or has finished it. Raises a `UserError` if the folder holds a run that
+    was made of other things. If the run goes on in another precision, or with other threads, both are noted.
+    """
+    with lock(folder, processes) as may:
+        finished = may and is_done(folder, config)
+        if processes.main and not may:
+            print(f"{folder.name}: another command is training it, so it is left to that one")
+        if processes.main and finished:
+            print(f"{folder.name}: another command has finished it")
+        if processes.main and may and not finished:
+            if (folder / "config.json").is_file():
+                held = read_config(folder)["made_of"]
+                both = {name: continued(held[name], config["made_of"][name]) for name in ("precision", "threads")}
+                config = config | {"made_of": config["made_of"] | both}
+            write_json(folder / "config.json", config)
+        processes.check_same(partial(stamps, folder), folder)
+        yield may and not finished
 
 
 def code_commit() -> str | None:
@@ -127,7 +203,7 @@ def read_config(folder: str | Path) -> dict:
     path = Path(folder, "config.json")
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
-    return read_json(path, {"settings", "table", "student", "command", "versions", *MADE_OF})
+    return read_json(path, {"settings", "made_of", "table", "student", "classes", "command", "versions"})
 
 
 def read_settings(folder: str | Path, kind: type) -> Any:
@@ -184,12 +260,13 @@ def write_student(path: Path, student: nn.Module) -> None:
         save_model(student, str(temporary))
 
 
-def clear(folder: Path) -> None:
-    """Deletes what is on disk of a run, and what was being written when it was killed."""
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-        for left in filter(Path.is_dir, folder.glob(f".{name}.*")):  # A file of that name is an editor's.
-            shutil.rmtree(left)
+def clear(folder: Path, processes: Processes) -> None:
+    """Deletes what is on disk of a run, and what was being written when it was killed. One in training is left."""
+    with lock(folder, processes) as may:
+        for name in FILES if may and processes.main else ():
+            (folder / name).unlink(missing_ok=True)
+            for left in filter(Path.is_dir, folder.glob(f".{name}.*")):  # A file of that name is an editor's.
+                shutil.rmtree(left)
 
 
 def stamps(folder: Path) -> list[tuple[str, int]]:

@@ -22,6 +22,9 @@ class Result:
     conditions: tuple  # These are (name, value, other): values are compared, or others where values differ.
     column: str  # This is "baseline", or the method with its student and variants.
     seed: int
+    images: tuple  # These pairs of name and fingerprint say on which images it was trained and validated.
+    precision: str
+    weights: str | None  # This is the fingerprint of the teacher's weights. A baseline has none.
     top1: float = field(compare=False)  # in percent
     teacher_top1: float | None = field(compare=False)  # This, in percent, is None if the teacher has another task.
 
@@ -31,7 +34,7 @@ def result_of(folder: str | Path) -> Result:
     config, result = runs.read_config(folder), runs.read_result(folder)
     if "exercise" in config:
         raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
-    table, settings = config["table"], config["settings"]
+    table, settings, made_of = config["table"], config["settings"], config["made_of"]
     try:
         table["place"] = tuple(table["place"])
         table["conditions"] = tuple((name, *pair) for name, pair in table["conditions"].items())
@@ -39,6 +42,9 @@ def result_of(folder: str | Path) -> Result:
             **table,
             teacher=settings["teacher"],
             seed=settings["seed"],
+            images=tuple((name, made_of[name]) for name in ("train_set", "val_set")),
+            precision=made_of["precision"],
+            weights=made_of["teacher_weights"],
             top1=result.get("ema_top1", result["top1"]),
             teacher_top1=result.get("teacher_top1"),
         )
@@ -77,14 +83,30 @@ def compare(results: list) -> Tables:
     groups = {}  # These are the runs of each table by its title.
     for title, result in zip(titles, results, strict=True):
         groups.setdefault(tuple(title), []).append(result)
-    return {title: rows_of(group) for title, group in groups.items()}
+    return {title: rows_of(group) for whole in groups.items() for title, group in parted(*whole).items()}
+
+
+def parted(title: tuple, results: list) -> dict:
+    """Parts the runs of a table, by title, that were made of other images or in another precision."""
+    made_of = [dict([*result.images, ("precision", result.precision)]) for result in results]
+    differing = [name for name in made_of[0] if len({held[name] for held in made_of}) > 1]
+    groups = {}
+    for held, result in zip(made_of, results, strict=True):
+        groups.setdefault((*title, *((name, held[name]) for name in differing)), []).append(result)
+    return groups
 
 
 def rows_of(results: list) -> Rows:
     """Makes the rows of one table. A run without a baseline of its seed has no gain; its accuracy is printed."""
     rows = {}
+    weights = {}  # These are the fingerprints of teachers of a title. Where it has several, each has a row of its own.
     for result in results:
-        row = rows.setdefault((result.family, result.title), {})
+        weights.setdefault(result.title, {result.weights}).add(result.weights)
+    for result in results:
+        title = result.title
+        if result.weights and len(weights[title] - {None}) > 1:
+            title = f"{title} (weights {result.weights})"
+        row = rows.setdefault((result.family, title), {})
         baselines = {r.seed: r.top1 for r in results if r.column == "baseline" and r.teacher == result.teacher}
         row["baseline"] = list(baselines.values())
         if result.teacher_top1 is not None:
@@ -141,6 +163,7 @@ def line_of(folder: Path, result: Result) -> dict:
     """Makes a line of the CSV file of a run: its settings but the machine's, the commit of its code, its accuracy."""
     config = runs.read_config(folder)
     line = {name: value for name, value in config["settings"].items() if name not in config["incidental"]}
+    line |= {name: config["made_of"][name] for name in ("train_set", "val_set", "precision", "threads")}
     return line | {"commit": config["versions"]["commit"], "top1": result.top1, "teacher_top1": result.teacher_top1}
 
 

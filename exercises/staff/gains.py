@@ -15,7 +15,6 @@ sys.path[:0] = [str(EXERCISES.parent), str(EXERCISES)]
 import run  # noqa: E402
 from degraded import all_degraded  # noqa: E402
 
-import train  # noqa: E402
 from teachers import load_teacher  # noqa: E402
 
 
@@ -23,9 +22,8 @@ def main() -> None:
     args = Namespace(exercise=8, words=sys.argv[1:], prediction="", hash="")
     gains = {}  # top-1 by name
     for name, worse in all_degraded(load_teacher("deit_nano")).items():
-        with run.replaced(train, "build_teacher", lambda settings, worse=worse: worse):
-            words = ["--mode", "transfer", "--method", "copy", *args.words]
-            folders = run.train_grid(args, name.replace(" ", "-"), words)
+        words = ["--mode", "transfer", "--method", "copy", *args.words]
+        folders = run.train_grid(args, name.replace(" ", "-"), words, teacher=worse)
         run.tell(name, folders)
         gains[name] = round(statistics.mean(run.runs.read_result(folder)["top1"] for folder in folders), 2)
     (EXERCISES / "gains.json").write_text(json.dumps(gains, indent=1) + "\n")
