@@ -4,6 +4,7 @@ import argparse
 import ast
 import copy
 import csv
+import errno
 import http.server
 import io
 import json
@@ -1205,6 +1206,62 @@ def test_a_run_goes_on_and_is_kept_with_nothing_but_what_it_began_with(change, s
     assert "top-1" in call(train, *words, "--fresh")
 
 
+HOLDING = """
+import sys, time
+from pathlib import Path
+from support import runs
+from support.processes import Processes
+with runs.lock(Path(sys.argv[1]), Processes("cpu")) as may:
+    print(may, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_another_command_trains_is_left_to_it_until_that_one_ends(end, nano):
+    folder = run_of("baseline")
+    other = start("-c", HOLDING, folder)
+    assert other.stdout.readline().strip() == "True"
+    out = call(train, *BASELINE, *QUICK, "--seed", 0, 1, "--fresh")
+    assert f"{folder.name}: another command is training it, so it is left to that one" in out
+    assert not (folder / "config.json").exists() and (run_of("baseline", seed=1) / "result.json").is_file()
+    (*_, its_row), top1 = cells_of(out), read_json(run_of("baseline", seed=1), "result.json")["top1"]
+    assert its_row[-1] == f"{top1:.1f}", "the table has the other run alone"
+    other.send_signal(end)
+    other.wait()
+    assert "top-1" in call(train, *BASELINE, *QUICK) and not list(folder.glob(".*"))
+
+
+def test_a_run_that_another_command_began_with_other_settings_meanwhile_is_refused_and_stays(nano, monkeypatch):
+    """Two commands share --out, and the second trains what the first has yet to come to."""
+    train_run = train.train_run
+
+    def meanwhile(settings, *rest):
+        if settings.seed == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(train, "train_run", train_run)
+                call(train, *BASELINE, *QUICK, "--seed", 1, "--lr", 0.001)
+        train_run(settings, *rest)
+
+    monkeypatch.setattr(train, "train_run", meanwhile)
+    out, err = mistake(train, *BASELINE, *QUICK, "--seed", 0, 1)
+    assert "lr 0.001 there and 0.006 here" in err and "1 of 2 runs failed" in err
+    assert read_json(run_of("baseline", seed=1), "config.json")["settings"]["lr"] == 0.001
+
+
+def test_a_run_that_another_command_finished_meanwhile_is_kept(nano, monkeypatch):
+    call(train, *BASELINE, *QUICK)
+    monkeypatch.setattr(train, "finished_before", lambda plan, processes: [])
+    before = (run_of("baseline") / "student.safetensors").stat().st_mtime_ns
+    assert "another command has finished it" in call(train, *BASELINE, *QUICK)
+    assert (run_of("baseline") / "student.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_disk_without_locks_keeps_nobody_from_training(nano, monkeypatch):
+    monkeypatch.setattr(runs.fcntl, "lockf", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    assert "top-1" in call(train, *BASELINE, *QUICK)
+
+
 def test_a_finished_run_is_kept_though_its_teacher_would_have_to_be_made_again(nano, monkeypatch):
     call(train, *TRANSFER, *QUICK)
     cache_path("deit_nano").unlink()
@@ -2236,6 +2293,37 @@ def test_a_run_is_evaluated_to_the_result_that_training_wrote(trained, name):
         assert figures(line) == [round(result[prefix + top], 2) for top in ("top1", "top5")] and " 16 " in line
 
 
+def test_a_row_says_if_the_student_has_learnt_from_what_it_is_scored_on(nano, monkeypatch):
+    noise_folders("photos", each=30)
+    call(train, *"--mode baseline --data photos --epochs 1 --workers 0 --out runs".split())
+    folder = run_of("baseline", data="photos").absolute()
+    held_out = read_json(folder, "result.json")["n"]
+
+    def row(*words) -> str:
+        return call(evaluation, "accuracy", folder, *words).splitlines()[1]
+
+    # The run's own folder is scored on what was held out, however it is named and from where.
+    for name in "photos", "photos/", "./photos", Path("photos").absolute():
+        assert f" {held_out} " in row("--data", name) and "training" not in row("--data", name)
+    monkeypatch.chdir("/")
+    assert f" {held_out} " in row()
+    os.chdir(folder.parents[1])
+    # In another folder there may be the same images, or images of the same name.
+    shutil.copytree("photos", "copied")
+    assert " 60 " in row("--data", "copied") and f"({60 - held_out} of them are training images)" in row(
+        "--data", "copied"
+    )
+    noise_folders("others", each=30, seed=1)
+    assert " 60 " in row("--data", "others") and "training" not in row("--data", "others")
+    # Images are added: what the student learnt from stays what it learns from.
+    for number in range(20):
+        shutil.copy("others/a/0.png", f"photos/a/more{number}.png")
+    assert "of them are training images" not in row() and "the run's images have changed since" in row()
+    Path("photos").rename("elsewhere")
+    assert "there is no folder" in refused(row)
+    assert "the images of the training are gone, and may be among these" in row("--data", "elsewhere")
+
+
 def test_evaluation_has_the_runs_precision_unless_told(nano, monkeypatch):
     asked, precision = [], train.mixed_precision
     monkeypatch.setattr(evaluation, "mixed_precision", lambda amp, device: asked.append(amp) or precision(amp, device))
@@ -2346,11 +2434,12 @@ def test_a_native_student_opens_with_its_components(trained):
 # The table
 
 
-def write_run(folder, top1, base, **settings):
-    """The two small files of a finished run, whose settings are those of `base` but for some."""
+def write_run(folder, top1, base, made_of=None, **settings):
+    """The two small files of a finished run, which has the settings of `base`, and is made of the same, with changes."""
     folder.mkdir(parents=True)
     config = runs.read_config(base)
     config["settings"] |= settings
+    config["made_of"] |= made_of or {}
     config |= train.describe(train.Settings(**config["settings"]))
     runs.write_json(folder / "config.json", config)
     runs.write_json(folder / "result.json", {"top1": top1})
@@ -2427,6 +2516,27 @@ def test_runs_that_cannot_be_compared_have_a_table_each(results, setting, value)
     out = call(evaluation, "table", results)
     titles = re.findall("^### (.*)", out, re.M)
     assert len(titles) == 2 and all(f"{setting} " in title for title in titles) and "-40.0" not in out
+
+
+@pytest.mark.parametrize("what", ["train_set", "val_set", "precision"])
+def test_runs_that_were_made_of_other_things_have_a_table_each(results, what):
+    write_run(results / "other", 10.0, results / "d0", {what: "another"})
+    out = call(evaluation, "table", results)
+    titles = re.findall("^### (.*)", out, re.M)
+    assert len(titles) == 2 and all(f"{what} " in title for title in titles) and "-40.0" not in out
+
+
+def test_two_files_of_weights_are_two_teachers(results):
+    for number, name in enumerate(["a.pth", "b.pth"]):
+        files = dict(weights=name, made_of={"teacher_weights": f"print {name}"})
+        write_run(results / name, 60.0 + number, results / "d0", **files)
+    out = call(evaluation, "table", results / "..")
+    rows = {row[1]: row for row in cells_of(out)}
+    header, gains = rows["teacher"], ("+10.0", "+11.0")
+    for name, gain in zip(["a.pth", "b.pth"], gains):
+        assert rows[f"deit_nano (weights print {name})"][header.index("distill")] == gain
+    assert "has the settings of another run" not in out
+    assert len(rows) == len(cells_of(out)), "each teacher has one row"
 
 
 # Maps

@@ -266,7 +266,7 @@ def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path,
     monkeypatch.setattr(train, "build_teacher", lambda settings: teacher)
     shutil.copy(solution(number), tmp_path)
     words = [*RUNS[number].split(), "--answers", str(tmp_path), "--", "--mode", "transfer", "--method", METHODS[number]]
-    words += "--epochs 1 --train-images 40 --batch-size 20".split()
+    words += "--train-images 40 --batch-size 20 --epochs 1".split()
     page = tmp_path / f"e{number}.md"
     page.write_text("# Mine\n\n## Prediction\n")
     with pytest.raises(UserError, match="no prediction yet"):
@@ -278,6 +278,21 @@ def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path,
         exercise = json.loads(path.read_text())["exercise"]
         assert exercise["number"] == number and exercise["prediction"] == grade.prediction_hash("About half.")
         assert path.with_name("result.json").is_file()
+
+    def epochs_of(*words: str) -> set:
+        run.main(list(words))
+        results = (tmp_path / "runs" / "exercises").rglob("result.json")
+        return {json.loads(path.read_text())["epochs"] for path in results}
+
+    # Other words are no reason to show what was found with the first ones.
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "exercises").rglob("result.json")}
+    assert epochs_of(*words) == {1} and all(path.stat().st_mtime_ns == time for path, time in times.items())
+    with pytest.raises(UserError, match="epochs 1 there and 2 here.*--fresh"):
+        run.main([*words[:-1], "2"])
+    assert epochs_of(*words[:-1], "2", "--fresh") == {2}
+    with open(tmp_path / f"e{number}.py", "a") as answer:
+        answer.write("# another answer")
+    assert epochs_of(*words[:-1], "1") == {1}
 
 
 # ---- Manners: what kit.py says ---------------------------------------------------------------------------------------
