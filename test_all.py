@@ -53,7 +53,7 @@ from support import arguments, data, errors, matching, processes, randaugment, r
 from support.errors import UserError
 from support.files import replacing
 from support.processes import Processes
-from support.schedule import cosine_schedule
+from support.schedule import average_decay, cosine_schedule
 from support.weights import cache_path
 from teachers import TEACHERS, load_teacher, student_config
 from transfer import (
@@ -1490,7 +1490,7 @@ def result_of(settings, top1=50.0) -> tables.Result:
     conditions = tuple((name, *pair) for name, pair in table["conditions"].items())
     table |= {"place": tuple(table["place"]), "conditions": conditions}
     made_of = dict(images=(), precision="float32", weights=None)
-    known = dict(teacher=settings.teacher, seed=settings.seed, top1=top1, teacher_top1=None)
+    known = dict(teacher=settings.teacher, seed=settings.seed, top1=top1, last_top1=None, teacher_top1=None)
     return tables.Result(**table, **known, **made_of)
 
 
@@ -1561,6 +1561,34 @@ def test_nano_students_start_with_deviations_that_follow_from_the_fan_in():
 def test_the_head_of_a_fine_tuned_student_says_next_to_nothing_at_first():
     head = train.build_student(planned("--mode finetune")[0], 8, vit("deit_nano", 1, "teacher")).head
     assert 1e-5 < head.weight.std() < 3e-5 and head.bias.abs().max() == 0
+
+
+def test_a_moving_average_forgets_its_start_in_a_run_of_any_length_and_is_as_published_in_a_long_one():
+    for steps in 1, 2, 9, 108, 925, 23_025:
+        left = math.prod(average_decay(step, steps, 0.9999) for step in range(steps))
+        assert left <= 0.1 + 1e-12
+    imagenet = 1_281_167
+    for settings in planned("--recipe paper --teacher mae_l --data cifar10 --mode transfer --method copy distill"):
+        steps = settings.epochs * math.ceil(imagenet / settings.batch_size)
+        assert {average_decay(step, steps, settings.ema) for step in (0, 10, steps)} == {settings.ema}
+    assert average_decay(5, 100, 0.3) == 0.3  # It is never above what was asked for.
+
+
+def test_the_average_of_a_short_run_is_near_its_student_and_holds_nothing_of_its_start(nano, capsys):
+    call(train, *TRANSFER, *QUICK, *"--ema 0.9999 --epochs 12".split())
+    last, average = (load_file(run_of("distill") / f"student{name}.safetensors") for name in ("", "_ema"))
+    first = train.build_student(planned("--mode transfer")[0], 8, None).state_dict()
+    for name in "blocks.0.mlp.fc1.weight", "head.weight":
+        assert (average[name] - last[name]).norm() < 0.2 * (first[name] - last[name]).norm()
+
+
+def test_a_table_tells_both_accuracies_where_the_average_of_the_weights_has_another_one(results):
+    for name, average in ("near", 60.5), ("far", 6.2):
+        write_run(results / name, 60.0, results / "d0", seed=0, what=name)
+        runs.write_json(results / name / "result.json", {"top1": 60.0, "ema_top1": average})
+    out = call(evaluation, "table", results)
+    assert "what=far, seed 0: top-1 6.2 is the weights' average's, and the last ones' 60.0" in out
+    assert "what=near, seed" not in out and "what=near" in out
 
 
 def test_the_accuracy_of_a_moving_average_is_in_the_summary_and_in_the_table(nano):
@@ -2435,7 +2463,7 @@ def test_a_native_student_opens_with_its_components(trained):
 
 
 def write_run(folder, top1, base, made_of=None, **settings):
-    """The two small files of a finished run, which has the settings of `base`, and is made of the same, with changes."""
+    """The two small files of a finished run, which has the settings of `base` and is made of the same, but for some."""
     folder.mkdir(parents=True)
     config = runs.read_config(base)
     config["settings"] |= settings

@@ -34,7 +34,7 @@ from support import data, runs, tables
 from support.arguments import Parser, add_flags, flag, names_of
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
 from support.processes import Processes, spare_cores
-from support.schedule import cosine_schedule
+from support.schedule import average_decay, cosine_schedule
 from teachers import find_teacher, fingerprint, kept_at, load_teacher, name_components, place_of, student_config
 from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, init_from, name_blocks, name_parts
 
@@ -262,9 +262,7 @@ class Training:
         self.settings, self.data, self.processes, self.device = settings, images, processes, processes.device
         self.student, self.teacher = student.to(self.device), None if teacher is None else teacher.to(self.device)
         self.join, self.model = join, join(settings, self.student, self.teacher)
-        self.average = None
-        if settings.ema:
-            self.average = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.average = AveragedModel(self.student) if settings.ema else None
         if settings.compile:
             self.student.compile()  # This is in place, so that its parameters keep their names.
         if processes.world > 1:
@@ -338,6 +336,7 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
             run.optimiser.zero_grad()
             was_skipped = run.scaler.get_scale() < scale
             if run.average and not was_skipped:
+                run.average.multi_avg_fn = get_ema_multi_avg_fn(average_decay(step, run.steps, settings.ema))
                 run.average.update_parameters(run.student)
             bar.update()
             if step % 10 == 9 or run.device.type == "cpu":  # On a GPU, to ask for the averages is to wait for it.

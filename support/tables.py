@@ -26,6 +26,7 @@ class Result:
     precision: str
     weights: str | None  # This is the fingerprint of the teacher's weights. A baseline has none.
     top1: float = field(compare=False)  # in percent
+    last_top1: float | None = field(compare=False)  # If top1 is that of an average of the weights, of the last weights.
     teacher_top1: float | None = field(compare=False)  # This, in percent, is None if the teacher has another task.
 
 
@@ -46,6 +47,7 @@ def result_of(folder: str | Path) -> Result:
             precision=made_of["precision"],
             weights=made_of["teacher_weights"],
             top1=result.get("ema_top1", result["top1"]),
+            last_top1=result["top1"] if "ema_top1" in result else None,
             teacher_top1=result.get("teacher_top1"),
         )
     except (KeyError, TypeError) as error:
@@ -106,6 +108,11 @@ def rows_of(results: list) -> Rows:
         title = result.title
         if result.weights and len(weights[title] - {None}) > 1:
             title = f"{title} (weights {result.weights})"
+        name = f"{title}, {result.column}, seed {result.seed}"
+        if result.last_top1 is not None and abs(result.top1 - result.last_top1) > 1:
+            print(
+                f"{name}: top-1 {result.top1:.1f} is the weights' average's, and the last ones' {result.last_top1:.1f}"
+            )
         row = rows.setdefault((result.family, title), {})
         baselines = {r.seed: r.top1 for r in results if r.column == "baseline" and r.teacher == result.teacher}
         row["baseline"] = list(baselines.values())
@@ -113,7 +120,7 @@ def rows_of(results: list) -> Rows:
             row["its top-1"] = [result.teacher_top1]
         if result.seed not in baselines:
             advice = "no baseline of that seed here: --mode baseline trains one, `eval.py table` compares all"
-            print(f"{result.title}, {result.column}, seed {result.seed}: top-1 {result.top1:.1f}, and {advice}")
+            print(f"{name}: top-1 {result.top1:.1f}, and {advice}")
         elif result.column != "baseline":
             row.setdefault(result.column, []).append(result.top1 - baselines[result.seed])
     return rows
@@ -164,7 +171,12 @@ def line_of(folder: Path, result: Result) -> dict:
     config = runs.read_config(folder)
     line = {name: value for name, value in config["settings"].items() if name not in config["incidental"]}
     line |= {name: config["made_of"][name] for name in ("train_set", "val_set", "precision", "threads")}
-    return line | {"commit": config["versions"]["commit"], "top1": result.top1, "teacher_top1": result.teacher_top1}
+    return line | {
+        "commit": config["versions"]["commit"],
+        "top1": result.top1,
+        "last_top1": result.last_top1,
+        "teacher_top1": result.teacher_top1,
+    }
 
 
 def write_csv(lines: list, path: str) -> None:
