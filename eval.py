@@ -31,6 +31,7 @@ from model import ViT, ViTConfig, attention_map
 from support import data, pictures, runs, tables
 from support.arguments import Parser, number_from
 from support.errors import UserError, answer_mistakes
+from support.files import check_name
 from support.processes import Processes, spare_cores
 from teachers import find_teacher, fingerprint, load_teacher, student_config
 from train import Settings, build_data, build_model, build_teacher, evaluate, mixed_precision
@@ -49,10 +50,11 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
         raise UserError(
             f"{folder} kept no moving average of its weights; leave --ema out, or train it --fresh with --ema"
         )
-    student = ViT(ViTConfig(**config["student"]))
+    check_name(path)
     try:
+        student = ViT(ViTConfig(**config["student"]))
         student.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError) as error:
         raise UserError(f"{path} does not hold the student of its config.json; train it again with --fresh") from error
     return student.eval()
 
@@ -147,7 +149,8 @@ def class_folder(name: str, root: str) -> Path:
             raise UserError(f"{name} is not there; put its class folders into {place}, or say where with --data-root")
         return place
     folder = data.find_folder(name, root)
-    return folder / "val" if data.has_splits(folder) else folder
+    splits = data.splits_of(folder)
+    return splits[1] if splits else folder
 
 
 # ---- Where both look -------------------------------------------------------------------------------------------------

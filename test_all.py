@@ -3201,14 +3201,15 @@ def test_images_of_16_bits_are_scaled_and_those_of_32_are_refused(mode, suffix, 
 @pytest.mark.parametrize("error", [OSError, ValueError, SyntaxError, Image.DecompressionBombError, KeyError])
 @pytest.mark.parametrize("kind", ["folder", "pets"])
 def test_an_image_of_which_nothing_can_be_decoded_is_named_in_any_set(kind, error, tmp_path, monkeypatch):
-    write_images(tmp_path / "a", 3)
+    for name in "ab":
+        write_images(tmp_path / name, 3)
     pets = argparse.Namespace(classes=["cat"], _labels=[0, 0], _images=[tmp_path / "a" / "000.png"] * 2)
     monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", lambda *a, **o: pets)
     loaded = load(tmp_path) if kind == "folder" else load("pets")
 
     monkeypatch.setattr(Image, "open", Mock(side_effect=error("of PIL's")))
     said = refused(lambda: loaded.train[0])
-    assert re.search(rf"cannot read {tmp_path}/a/00\d.png as an image .*of PIL's.*; replace it", said)
+    assert re.search(rf"cannot read {tmp_path}/[ab]/00\d.png as an image .*of PIL's.*; replace it", said)
     assert re.search(rf"cannot open {tmp_path}/a/00\d.png as an image", refused(data.check_images, tmp_path))
 
 
@@ -3273,8 +3274,12 @@ def test_a_class_without_validation_images_shifts_no_label(tmp_path):
     [
         ({"train/cat": 2}, "has train, but train and val are needed"),
         ({"test/cat": 2}, "has test, but train and val are needed"),
-        ({"train/cat": 2, "test/cat": 2}, "has test and train, but train and val are needed"),
-        ({"train/cat": 1, "val/cat": 1, "val/eel": 1}, "class 'eel' of"),
+        ({"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/eel": 1}, "class 'eel' of"),
+        ({"Train/a": 1, "train/a": 1, "val/a": 1}, "has both Train and train"),
+        ({"train/a": 1, "train/b": 1, "valid/a": 1, "val/a": 1}, "has both val and valid"),
+        ({"train/eel": 2, "val/eel": 2}, "has one class, 'eel'"),
+        ({"inside/a": 2, "inside/b": 2}, "set/inside, which has several"),
+        ({"inside/train/a": 2, "inside/val/a": 2}, "set/inside, which has several"),
         ({"cat": 2, "dog": 0}, "'dog'"),
         ({"cat": 2, "dog": 1}, "class 'dog' of"),  # some are held out
         ({"": 1}, "has no class folders"),
@@ -3298,8 +3303,178 @@ def test_imagenet_is_read_from_its_folders_which_are_named_where_they_are_missin
     said = refused(load, "imagenet", root=tmp_path)
     assert f"{tmp_path}/imagenet/train" in said and f"{tmp_path}/imagenet/val" in said
     for part in "train", "val":
-        write_images(tmp_path / "imagenet" / part / "n01440764", 2)
+        for name in "n01440764", "n02102040":
+            write_images(tmp_path / "imagenet" / part / name, 1)
     assert len(load("imagenet", root=tmp_path).val) == 2
+
+
+@pytest.mark.parametrize(
+    "train, held_out",
+    [("train", "val"), ("train", "valid"), ("train", "validation"), ("Train", "Val"), ("TRAINING", "Test")],
+)
+def test_splits_are_known_by_their_usual_names_in_any_case(train, held_out, tmp_path):
+    noise_folders(tmp_path / train, each=3)
+    noise_folders(tmp_path / held_out, each=2)
+    if held_out != "Test":  # What is called a test set is used if there is no other.
+        noise_folders(tmp_path / "test", each=5)
+    loaded = load(tmp_path)
+    assert (len(loaded.train), len(loaded.val), loaded.classes) == (6, 4, ["a", "b"])
+
+
+def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
+    photos, elsewhere = (
+        noise_folders(tmp_path / "photos", each=10),
+        noise_folders(tmp_path / "elsewhere", "cd", each=10),
+    )
+    before = [path for path, _ in data.class_folders(photos)[0].source]
+    (photos / "itself").symlink_to(photos)
+    (photos / "above").symlink_to(tmp_path)
+    (photos / "a" / "sister").symlink_to(photos / "b")
+    (photos / "b" / "loop").symlink_to("..")
+    split, classes = data.class_folders(photos)
+    assert classes == ["a", "b"] and [path for path, _ in split.source] == before
+    # What lies elsewhere is read by way of a link, once.
+    (photos / "c").symlink_to(elsewhere / "c")
+    (photos / "a" / "more").symlink_to(elsewhere / "d")
+    (photos / "b" / "more").symlink_to(elsewhere / "d")
+    split, classes = data.class_folders(photos)
+    assert Counter(classes[label] for _, label in split.source) == {"a": 20, "b": 10, "c": 10}
+
+
+@pytest.mark.parametrize("place", ["x", "a/x", "a/x.png"])
+@pytest.mark.parametrize("leads", ["nowhere", "x.png", "x"])
+def test_a_link_that_leads_nowhere_is_named(place, leads, tmp_path):
+    noise_folders(tmp_path)
+    (tmp_path / place).symlink_to(leads)
+    assert f"{tmp_path}/{place} is a link that leads nowhere" in refused(load, tmp_path)
+
+
+def test_files_of_other_endings_are_counted_and_jfif_is_read(tmp_path):
+    for name in "ab":
+        write_images(tmp_path / name, 3, suffix=".jpg")
+        (tmp_path / name / "000.jpg").rename(tmp_path / name / "000.JFIF")
+        for number in range(5):
+            (tmp_path / name / f"{number}.avif").touch()
+    with pytest.warns(match=r"10 of 16 files, such as .*0.avif, are left out; images end in .jpg .jpeg .jfif .png"):
+        loaded = load(tmp_path)
+    assert len(loaded.train) + len(loaded.val) == 6 and loaded.train[0][0].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_camera_says(orientation, tmp_path):
+    upright, exif = textured(), Image.Exif()
+    exif[0x0112] = orientation
+    # The camera stores the picture so that the turn that EXIF asks for brings it back.
+    stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    picture = upright.transpose(stored[orientation]) if orientation in stored else upright
+    picture.save(tmp_path / "x.png", exif=exif)
+    assert data.read_image(tmp_path / "x.png").tobytes() == upright.tobytes()
+    picture.save(tmp_path / "x.png", exif=b"Exif\0\0broken")
+    assert data.read_image(tmp_path / "x.png").tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    alpha = Image.new("L", (20, 20), 0)
+    alpha.paste(255, (5, 5, 15, 15))
+    if mode in ("RGBA", "LA", "PA"):
+        picture = Image.new("RGBA", (20, 20), "black")
+        picture.putalpha(alpha)
+        picture = picture.convert(mode) if mode != "PA" else picture.convert("LA")
+        picture.save(tmp_path / "x.png")
+    else:  # One colour stands for what is transparent.
+        picture = Image.new("RGB", (20, 20), (9, 9, 9))
+        picture.paste((0, 0, 0), (5, 5, 15, 15))
+        picture = picture.convert(mode) if mode != "P" else picture.quantize(2)
+        clear = picture.getpixel((0, 0))
+        picture.save(tmp_path / "x.png", transparency=clear)
+    seen = np.asarray(data.read_image(tmp_path / "x.png"))
+    assert (seen[:5] == 255).all() and (seen[6:14, 6:14] < 5).all()
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_very_long_image_is_cut_before_it_is_made_large(size, tmp_path):
+    for name in "ab":
+        write_images(tmp_path / name, 2, size=size)
+    loaded = load(tmp_path, 224)
+    for image, _ in [loaded.val[0], loaded.train[0, 7]]:  # Whole, it would need 12 GB.
+        assert image.shape == (3, 224, 224) and image.isfinite().all()
+
+
+def test_the_middle_of_a_long_image_is_what_evaluation_sees_of_it(tmp_path):
+    picture = textured((5000, 100))
+    cut = picture.crop((2000, 0, 3000, 100))
+    view = data.plain_view("a folder", 80, (MEAN, STD))
+    assert (view(picture) - view(cut)).abs().max() < 1e-6
+    assert data.middle(cut) is cut
+
+
+def test_an_image_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
+    noise_folders(tmp_path)
+    monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
+    assert f"not enough memory to decode {tmp_path}" in refused(load(tmp_path).train.__getitem__, 0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named_by_the_system(tmp_path):
+    noise_folders(tmp_path)
+    (tmp_path / "a").chmod(0)
+    assert f"cannot read {tmp_path}/a: Permission denied" in refused(load, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "a", "a/deeper", "train", "val/b"])
+def test_a_folder_that_may_not_be_read_is_named(place, tmp_path, monkeypatch):
+    noise_folders(tmp_path / "a", ["deeper"]) and noise_folders(tmp_path, "b")
+    if place.startswith(("train", "val")):
+        tmp_path = parted_folder(tmp_path / "parted")
+    scandir, forbidden = os.scandir, str(tmp_path / place)
+
+    def denied(path):
+        if str(path) == forbidden:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert f"cannot read {forbidden}: Permission denied; change its permissions" in refused(load, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n" * 235, os.fsdecode(b"donn\xe9es"), "photos de l'\u00e9t\u00e9 \U0001f33b"])
+def test_a_folder_may_have_any_name(name, nano):
+    noise_folders(Path(name), [f"a{name[:50]}", f"b{name[:50]}"], each=4)
+    words = "--mode baseline --epochs 1 --workers 0 --blocks 0,2 --init norms".split()
+    out = call(train, *words, "--weights", "random", "--data", name)
+    (folder,) = Path("runs").iterdir()
+    assert "top-1" in out and out.encode() and folder.name.endswith("-seed0")
+    row = call(evaluation, "accuracy", folder).splitlines()[1]
+    assert figures(row)[0] == round(read_json(folder, "result.json")["top1"], 2)
+    assert "finished before" in call(train, *words, "--weights", "random", "--data", name)
+
+
+def test_a_place_whose_name_is_not_utf_8_is_refused_before_the_work(nano):
+    strange = os.fsdecode(b"donn\xe9es")
+    assert "is not UTF-8" in refused(call, train, *QUICK, "--out", strange)
+    save_file(vit("deit_nano", 1, "teacher").state_dict(), "w.safetensors")
+    Path("w.safetensors").rename(f"{strange}.safetensors")
+    assert "is not UTF-8" in refused(call, train, *TRANSFER, *QUICK, "--weights", f"{strange}.safetensors")
+    call(train, *BASELINE, *QUICK)
+    Path("runs").rename(strange)
+    assert "is not UTF-8" in refused(call, evaluation, "accuracy", Path(strange) / run_of("baseline").name)
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    for path in [*HERE.glob("*.py"), *HERE.glob("support/*.py"), *HERE.glob("exercises/*.py"), HERE / "docs/study.py"]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if name in ("read_text", "write_text") and path.name != "test_all.py":
+                assert "utf-8" in ast.unparse(node), f"{path.name}: {ast.unparse(node)}"
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):

@@ -33,6 +33,7 @@ from model import ViT, layer_of
 from support import data, runs, tables
 from support.arguments import Parser, add_flags, flag, names_of
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
+from support.files import check_name
 from support.processes import Processes, spare_cores
 from support.schedule import average_decay, cosine_schedule
 from teachers import find_teacher, fingerprint, kept_at, load_teacher, name_components, place_of, student_config
@@ -600,6 +601,7 @@ def main() -> None:
 
 def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
     """The runs that are to be trained, by folder. Finds what would stop one of them before any is begun."""
+    check_name(Path(args.out))
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -36,7 +36,7 @@ Row = dict[Any, float]  # by teacher, (its name, the seed of its pretraining), o
 
 
 def read(name: str) -> list[dict[str, str]]:
-    with open(HERE / name) as file:
+    with open(HERE / name, encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -213,7 +213,7 @@ def print_spread(gains: dict[str, dict[Any, list[float]]], top1: Row) -> None:
 def read_agreement() -> dict[str, Row]:
     """What `eval.py agreement` printed of the last block, by measure and teacher: means over the students' seeds."""
     found = {}
-    for line in (HERE / "agreement.txt").read_text().splitlines():
+    for line in (HERE / "agreement.txt").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if title := re.match(r"(\w+)(?:\(seed(\d)\))?-matching", line):
             teacher = title[1], title[2] or "0"

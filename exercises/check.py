@@ -78,7 +78,7 @@ def show_table(known: dict[int, Exercise], folder: Path, seconds: float | None) 
         return True
     if not folder.is_dir():
         print("begin with: python exercises/check.py --start")
-    print(f"next: python exercises/check.py {next_one.number}\n\n{next_one.page.read_text().rstrip()}")
+    print(f"next: python exercises/check.py {next_one.number}\n\n{next_one.page.read_text('utf-8').rstrip()}")
     return False
 
 
@@ -98,7 +98,7 @@ def show_one(exercise: Exercise, folder: Path, seconds: float | None) -> bool:
 def hints_given(folder: Path) -> dict[str, int]:
     """How many hints of each exercise were asked for."""
     try:
-        found = json.loads((folder / ".hints.json").read_text())
+        found = json.loads((folder / ".hints.json").read_text("utf-8"))
         return {number: int(count) for number, count in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
@@ -111,7 +111,7 @@ def show_hint(exercise: Exercise, folder: Path) -> None:
     for number in range(1, 4) if count == 4 else [count]:
         print(f"hint {number} of 3: {exercise.laws.HINTS[number - 1]}")
     folder.mkdir(exist_ok=True)
-    (folder / ".hints.json").write_text(json.dumps(given | {str(exercise.number): min(count, 3)}))
+    (folder / ".hints.json").write_text(json.dumps(given | {str(exercise.number): min(count, 3)}), "utf-8")
 
 
 def start(known: dict[int, Exercise], folder: Path) -> None:
@@ -119,11 +119,11 @@ def start(known: dict[int, Exercise], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, exercise in known.items():
         template = f"# Exercise {number}: {exercise.title}\n" + "".join(f"\n## {heading}\n" for heading in HEADINGS)
-        for name, text in {f"e{number}.py": exercise.stub.read_text(), f"e{number}.md": template}.items():
+        for name, text in {f"e{number}.py": exercise.stub.read_text("utf-8"), f"e{number}.md": template}.items():
             if (folder / name).exists():
                 print(f"kept   {short(folder / name)}")
             else:
-                (folder / name).write_text(text)
+                (folder / name).write_text(text, "utf-8")
                 print(f"wrote  {short(folder / name)}")
     print("next: python exercises/check.py")
 

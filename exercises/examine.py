@@ -140,7 +140,7 @@ def work(exercise: Exercise, path: Path, seed: int, result: Path) -> None:
         except Wrong as error:
             report.mistake = str(error)
     report.printed = printed.getvalue()
-    result.write_text(json.dumps(asdict(report)))
+    result.write_text(json.dumps(asdict(report)), "utf-8")
     os._exit(0)  # whatever the learner's file has left running
 
 
@@ -162,7 +162,7 @@ def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = N
         process = subprocess.Popen(words, **streams, cwd=elsewhere, env=environment, start_new_session=True)
         try:
             status = process.wait(seconds)
-            found = json.loads(result.read_text())
+            found = json.loads(result.read_text("utf-8"))
             return Report(**found | {"lines": [Line(**line) for line in found["lines"]]})
         except subprocess.TimeoutExpired:
             return Report(mistake=f"It did not end within {seconds:g} s. Is there a loop without an end?")

@@ -41,7 +41,9 @@ def runs_of(folder: Path, number: int) -> list[tuple[dict, dict]]:
     found = []
     for path in sorted(folder.rglob("config.json")):
         try:
-            config, result = [json.loads(path.with_name(name).read_text()) for name in (path.name, "result.json")]
+            config, result = [
+                json.loads(path.with_name(name).read_text("utf-8")) for name in (path.name, "result.json")
+            ]
             config["settings"]["seed"], config["exercise"]["prediction"], result.values()  # what is looked at
             if config["exercise"]["number"] == number:
                 found.append((config, result))

@@ -267,7 +267,7 @@ def show_sinks(answer: ModuleType, images: Tensor, usual: ViT, null: ViT) -> Non
 
 
 def exercise_8(args: Namespace, answer: ModuleType) -> None:
-    gains = json.loads((HERE / "gains.json").read_text())
+    gains = json.loads((HERE / "gains.json").read_text("utf-8"))
     teacher = teachers.load_teacher("deit_nano")
     images = data.load_data("matching", "", 32, teachers.find_teacher("deit_nano").normalisation).val
     items = [images[number] for number in range(512)]

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def find_folder(name: str, root: str, datasets: list = DATASETS) -> Path:
     """Returns the folder of ImageNet or that of the path `name`. If it is not there, a `UserError` names `datasets`."""
     if name == "imagenet":
         path = Path(root, name)
-        if not has_splits(path):
+        if not (path.is_dir() and splits_of(path)):
             raise UserError(f"imagenet cannot be downloaded; put its class folders into {path}/train and {path}/val")
         return path
     path = Path(name)
@@ -299,9 +300,37 @@ def balanced(split: Split, count: int) -> Split:
 # ---- Folders of images -----------------------------------------------------------------------------------------------
 
 
-def has_splits(folder: Path) -> bool:
-    """Tells whether a folder of images has the folders train and val."""
-    return (folder / "train").is_dir() and (folder / "val").is_dir()
+TRAIN_NAMES = ("train", "training")
+HELD_OUT_NAMES = ("val", "valid", "validation"), ("test", "testing")  # The latter are used where none of the former is.
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def entries_of(folder: str | Path) -> list[os.DirEntry]:
+    """Lists the files and folders of a folder, by name, but for hidden ones."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}; change its permissions, or move it away") from error
+    for entry in entries:
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            raise UserError(f"{entry.path} is a link that leads nowhere; mend it, or remove it")
+    return sorted(entries, key=attrgetter("name"))
+
+
+def folders_of(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in entries_of(folder) if entry.is_dir()]
+
+
+def splits_of(folder: Path) -> tuple[Path, Path] | None:
+    """Returns the folders of the training and of the held-out images, or None if there are none of the usual names."""
+    found = []
+    for names in (TRAIN_NAMES, *HELD_OUT_NAMES):
+        named_so = [path for path in folders_of(folder) if path.name.lower() in names]
+        if len(named_so) > 1:
+            raise UserError(f"{folder} has both {named_so[0].name} and {named_so[1].name}; leave one of them there")
+        found.append(named_so[0] if named_so else None)
+    train, val, test = found
+    return (train, val or test) if train and (val or test) else None
 
 
 def from_folder(folder: Path) -> tuple:
@@ -309,11 +338,15 @@ def from_folder(folder: Path) -> tuple:
 
     It reads FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, or else holds out a tenth of FOLDER/CLASS/*.
     """
-    if has_splits(folder):
-        train, classes = class_folders(folder / "train")
-        val, _ = class_folders(folder / "val", classes)
-        return train, val, classes
-    images, classes = class_folders(folder)
+    splits = splits_of(folder)
+    images, classes = class_folders(splits[0] if splits else folder)
+    if len(classes) == 1:
+        inside = folder / classes[0]
+        several = len(folders_of(inside)) > 1 if inside.is_dir() else False
+        advice = f"name {inside}, which has several" if several else "a student needs two or more"
+        raise UserError(f"{folder} has one class, '{classes[0]}', and there is nothing to tell apart; {advice}")
+    if splits:
+        return images, class_folders(splits[1], classes)[0], classes
     for label, count in Counter(label for _, label in images.items).items():
         if count == 1:
             raise UserError(
@@ -323,32 +356,55 @@ def from_folder(folder: Path) -> tuple:
 
 
 def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, list]:
-    """Returns the images FOLDER/CLASS/*, as torchvision's ImageFolder lists them, and the names of the classes.
+    """Returns the images FOLDER/CLASS/*, which may lie in folders of a class's folder, and the names of the classes.
 
     A label is the place of the class among `classes`. Without these, it is the place among the folder's own classes in
-    alphabetical order. Hidden files and folders do not count.
+    alphabetical order. Hidden files and folders do not count, and each folder counts once, whatever links lead to it.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    root = folder.resolve()
+    names = [path.name for path in folders_of(folder) if not leads_back(path, root)]
     if not names:
         raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
-    if set(names) <= {"train", "val", "test"}:
+    if {name.lower() for name in names} <= {*TRAIN_NAMES, *sum(HELD_OUT_NAMES, ())}:
         raise UserError(f"{folder} has {' and '.join(names)}, but train and val are needed; or name one that has")
     classes = classes or names
-    for name in set(names) - set(classes):
-        raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
+    samples, others, seen = [], [], set()
+    for name in names:
+        if name not in classes:
+            raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
+        files = files_below(str(folder / name), root, seen)
+        images = [path for path in files if path.lower().endswith(ENDINGS)]
+        if not images:
+            raise UserError(f"class '{name}' of {folder} has no images; add some or remove the folder")
+        samples += [(path, classes.index(name)) for path in images]
+        others += [path for path in files if not path.lower().endswith(ENDINGS)]
+    if others:
+        count = f"{len(others):,} of {len(others) + len(samples):,} files, such as {others[0]}"
+        warnings.warn(f"{count}, are left out; images end in {' '.join(ENDINGS)}", stacklevel=2)
+    return Split(samples, [(index, label) for index, (_, label) in enumerate(samples)], str(folder)), classes
 
-    def is_image(path: str) -> bool:
-        is_hidden = os.sep + "." in path.removeprefix(str(folder))
-        return path.lower().endswith((*IMG_EXTENSIONS, ".gif")) and not is_hidden
 
-    numbers = {name: classes.index(name) for name in names}
-    samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
-    labels = [label for _, label in samples]
-    for number in set(numbers.values()) - set(labels):
-        raise UserError(f"class '{classes[number]}' of {folder} has no images; add some or remove the folder")
-    return Split(samples, list(enumerate(labels)), str(folder)), classes
+def files_below(folder: str, root: Path, seen: set[str]) -> list[str]:
+    """Lists the files of a folder and of its folders, but for those that were `seen` by another path."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return []
+    seen.add(real)
+    files = []
+    for entry in entries_of(folder):
+        if not entry.is_dir():
+            files.append(entry.path)
+        elif not leads_back(Path(entry.path), root):
+            files += files_below(entry.path, root, seen)
+    return files
+
+
+def leads_back(path: Path, root: Path) -> bool:
+    """Tells whether a folder is a link to one that is read anyway, or to one in which all of that lies."""
+    if not path.is_symlink():
+        return False
+    real = path.resolve()
+    return real.is_relative_to(root) or root.is_relative_to(real)
 
 
 def read_image(path: str | Path) -> Any:
@@ -356,7 +412,7 @@ def read_image(path: str | Path) -> Any:
     from PIL import Image, ImageFile
 
     for damaged in (False, True):
-        ImageFile.LOAD_TRUNCATED_IMAGES = damaged
+        ImageFile.LOAD_TRUNCATED_IMAGES = damaged  # The second try takes what it can get.
         try:
             with Image.open(path) as opened:
                 image = to_rgb(opened)
@@ -365,6 +421,8 @@ def read_image(path: str | Path) -> Any:
                     raise ValueError("nothing of it can be decoded")
                 warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
             return image
+        except MemoryError as error:
+            raise UserError(f"there is not enough memory to decode {path}; make it smaller, or leave it out") from error
         except Exception as error:  # If a file is broken, PIL may raise any error.
             if damaged:
                 raise UserError(f"cannot read {path} as an image ({error}); replace it, or leave it out") from error
@@ -373,12 +431,28 @@ def read_image(path: str | Path) -> Any:
 
 
 def to_rgb(image: Any) -> Any:
-    """Makes a PIL image RGB, with 8 bits a channel. It scales 16 bits itself, as PIL would cut values off at 255."""
+    """Makes a PIL image RGB, with 8 bits a channel: turned as its camera says, and on white where it is transparent."""
+    from PIL import Image
+
     if image.mode in ("I", "F"):
         raise ValueError("more than 16 bits a pixel, of which nobody knows the range")
-    if image.mode.startswith("I;16"):
+    image = upright(image)
+    if image.mode.startswith("I;16"):  # PIL itself would cut values off at 255.
         image = image.convert("I").point(lambda value: value / 257 + 0.5).convert("L")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def upright(image: Any) -> Any:
+    """Turns or mirrors a PIL image as the orientation in its EXIF data asks, if these can be read."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+    except Exception:  # If EXIF data are broken, PIL may raise any error.
+        return image
 
 
 def check_images(folder: Path) -> None:
@@ -427,7 +501,18 @@ def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
     if is_small(name, img_size):
         side = (img_size, img_size)
     resize = v2.Resize(side, v2.InterpolationMode.BICUBIC)  # arXiv 2411.09702 resizes so too.
-    return v2.Compose([resize, v2.CenterCrop(img_size), partial(to_tensor, normalisation=normalisation)])
+    return v2.Compose([middle, resize, v2.CenterCrop(img_size), partial(to_tensor, normalisation=normalisation)])
+
+
+def middle(image: Any) -> Any:
+    """Cuts off the ends of an image that is more than ten times as long as wide, which would be resized in vain."""
+    from torchvision.transforms.v2.functional import center_crop
+
+    longest = 10 * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    width, height = (min(side, longest) for side in image.size)
+    return center_crop(image, [height, width])
 
 
 def augmented_view(

@@ -1,6 +1,7 @@
 """A mistake that a user can mend ends a script with exit status 2 and one line on stderr, which says what to do."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -38,6 +39,10 @@ def in_a_line(error: Exception) -> str:
     if isinstance(error, UserError):
         # If the error was raised in a loader's worker, its text is the worker's traceback and then its own line.
         return text.rpartition("\n")[2].removeprefix("support.errors.UserError: ")
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot use {error.filename}: {error.strerror}; mend that, or name another place"
+    if isinstance(error, MemoryError):
+        return TROUBLE["can't allocate memory"]
     for words, line in TROUBLE.items():
         if words in text and isinstance(error, RuntimeError):
             return line
@@ -46,8 +51,14 @@ def in_a_line(error: Exception) -> str:
 
 def answer_mistakes(main: Callable) -> None:
     """Runs a script's `main`. A mistake ends it with one line on stderr and status 2, and Ctrl-C with status 130."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # A name may have letters that this place cannot print.
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # The one who reads, for example `head`, has gone. There is nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         print(f"error: {in_a_line(error)}", file=sys.stderr)
         sys.exit(2)

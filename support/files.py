@@ -11,6 +11,14 @@ from safetensors import SafetensorError
 from support.errors import UserError
 
 
+def check_name(path: Path) -> None:
+    """Raises a `UserError` for a path that safetensors cannot open, as it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of {path} is not UTF-8, which safetensors needs; choose another name") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write to. If all goes well, the file is moved to `path`, and otherwise it vanishes.
@@ -19,19 +27,31 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if not path.name or path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
+    check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The temporary folder is beside the file, so that moving is instantaneous, and no other process uses it.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as own_folder:
-            temporary = Path(own_folder, path.name)
+        own_folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.")
+    except OSError as error:
+        raise cannot_write(path, error.strerror) from error
+    with own_folder:
+        temporary = Path(own_folder.name, path.name)
+        try:
             yield temporary
             umask = os.umask(0)  # The umask cannot be read without setting it.
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read.
             os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot write {path}: {reason}; make room there, or choose another place "
-            "(the variable TORCH_HOME moves the weights)"
-        ) from error
+        except SafetensorError as error:
+            raise cannot_write(path, error) from error
+        except OSError as error:
+            # The caller's work may fail for another reason, for example at a file that it reads.
+            is_ours = error.filename is None or own_folder.name in str(error.filename)
+            if not is_ours:
+                raise
+            raise cannot_write(path, error.strerror or error) from error
+
+
+def cannot_write(path: Path, reason: object) -> UserError:
+    advice = "make room there, or choose another place (the variable TORCH_HOME moves the weights)"
+    return UserError(f"cannot write {path}: {reason}; {advice}")

@@ -162,9 +162,9 @@ def write_page(image: Tensor, sides: dict, prefix: list, blocks: list, numbers: 
         shares = (maps / of_rows[..., :1] * 255).round().byte()  # These are relative to the largest of their row.
         packed = [in_base64(values.numpy().tobytes()) for values in (shares, of_rows)]
         content["sides"].append({"title": title, "maps": packed[0], "numbers": packed[1]})
-    page = Path(__file__).with_name("viewer.html").read_text()
+    page = Path(__file__).with_name("viewer.html").read_text("utf-8")
     with replacing(Path(path)) as temporary:
-        temporary.write_text(page.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")))
+        temporary.write_text(page.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")), "utf-8")
     print(f"written: {path}; open it in a browser")
 
 

@@ -5,7 +5,9 @@ later, by tables or by a command that goes on with it. Each file is written unde
 """
 
 import errno
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
     teacher, method = teacher_title(settings), settings.method or settings.mode
     student = [] if settings.student == "standard" else [settings.student]
     variants = [f"{name}={ours[name]}" for name in names_of(settings, "variant") if ours[name] != plain[name]]
-    words = [teacher.replace(" ", ""), data_title(settings), method, *student, *variants, f"seed{settings.seed}"]
+    words = [teacher.replace(" ", ""), data_title(settings), method, *student, *variants]
 
     # Runs share a table if their values agree, or else the second entries: each published method has a recipe of its
     # own, and "as published" agrees with itself.
@@ -57,7 +59,7 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
         if published and ours[name] == published.get(name, getattr(type(settings), name)):
             conditions[name][1] = "as published"
     return {
-        "name": "-".join(words).replace(",", "+"),
+        "name": f"{joined(words)}-seed{settings.seed}",
         "incidental": names_of(settings, "machine"),
         "table": {
             "place": place,
@@ -70,8 +72,16 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
 
 
 def data_title(settings: Any) -> str:
-    """The name of the data set, or of the folder of images without its place."""
-    return Path(settings.data).name
+    """The name of the data set, or of the folder of images without its place, in letters that can be written."""
+    return os.fsencode(Path(settings.data).name).decode("utf-8", "replace")
+
+
+def joined(words: list[str]) -> str:
+    """A name for a folder of these words. If it were too long for a disk, a hash stands for the end of it."""
+    name = "-".join(words).replace(",", "+")
+    if len(name.encode()) <= 200:
+        return name
+    return f"{name.encode()[:150].decode('utf-8', 'ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def teacher_title(settings: Any) -> str:
@@ -130,7 +140,7 @@ def lock(folder: Path, processes: Processes) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with open(path, "a") as file:
+    with open(path, "ab") as file:
         is_taken = False
         if processes.main and fcntl:
             try:
@@ -187,7 +197,7 @@ def code_commit() -> str | None:
 def read_json(path: Path, needed: set[str]) -> dict:
     """Reads a JSON file of a run and checks that it has those keys."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         missing = needed - set(content)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); train the run again with --fresh") from error
@@ -232,7 +242,7 @@ def read_log(folder: str | Path) -> list:
     """The log.jsonl of a run: a dictionary for each epoch."""
     path = Path(folder, "log.jsonl")
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         for line in lines:
             line["epoch"], line["loss"], line["transfer_loss"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -244,15 +254,15 @@ def read_log(folder: str | Path) -> list:
 
 def write_json(path: Path, content: dict) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def append_log(folder: Path, line: dict) -> None:
     """Adds the line of an epoch, in the place of those that a stopped run wrote after its last checkpoint."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
     with replacing(path) as temporary:
-        temporary.write_text("".join(lines[: line["epoch"] - 1]) + json.dumps(line, allow_nan=False) + "\n")
+        temporary.write_text("".join(lines[: line["epoch"] - 1]) + json.dumps(line, allow_nan=False) + "\n", "utf-8")
 
 
 def write_student(path: Path, student: nn.Module) -> None:

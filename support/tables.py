@@ -187,7 +187,7 @@ def write_csv(lines: list, path: str) -> None:
         values = {line[name] for line in lines}
         if name in always or len(values) > 1:
             columns.append(name)
-    with replacing(Path(path)) as temporary, open(temporary, "w", newline="") as file:
+    with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)

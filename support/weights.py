@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from support.errors import UserError
+from support.files import check_name
 
 HUB = "https://huggingface.co"
 
@@ -53,6 +54,7 @@ def read_tensors(path: Path, container: str = "") -> dict:
     """
     if not path.is_file():
         raise UserError(f"{path} is not there, or is no file")
+    check_name(path)
     try:
         if is_safetensors(path):
             held = load_file(path)

@@ -26,7 +26,7 @@ def main() -> None:
         folders = run.train_grid(args, name.replace(" ", "-"), words, teacher=worse)
         run.tell(name, folders)
         gains[name] = round(statistics.mean(run.runs.read_result(folder)["top1"] for folder in folders), 2)
-    (EXERCISES / "gains.json").write_text(json.dumps(gains, indent=1) + "\n")
+    (EXERCISES / "gains.json").write_text(json.dumps(gains, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
