@@ -13,9 +13,11 @@ This file is for reference. The way in from Python is `load_student(folder) -> V
 
 import math
 import re
+import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from support.files import check_name
 from support.processes import Processes, spare_cores
 from teachers import find_teacher, fingerprint, load_teacher, student_config
 from train import Settings, build_data, build_model, build_teacher, evaluate, mixed_precision
-from transfer import AttentionTransfer, StudentAlone, choose_blocks, kl, measures
+from transfer import AttentionTransfer, StudentAlone, choose_blocks, in_float32, kl, measures
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
@@ -61,11 +63,12 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
 
 def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
     """Opens a run: its settings, with what the command line gives, its student, and its teacher or None."""
+    known = runs.read_true_config(folder)["made_of"]["teacher_weights"]
     student = load_student(folder, args.ema).to(args.device)
     given = {name: value for name, value in vars(args).items() if value and name in ("weights", "data_root", "amp")}
     settings, teacher = replace(runs.read_settings(folder, Settings), **given), None
     if with_teacher or settings.method == "copy":
-        teacher, known = build_teacher(settings).to(args.device), runs.read_config(folder)["made_of"]["teacher_weights"]
+        teacher = build_teacher(settings).to(args.device)
         if known and fingerprint(teacher) != known:
             raise UserError(
                 f"{folder} was trained with other weights of {settings.teacher}; name their file with --weights"
@@ -160,15 +163,19 @@ def class_folder(name: str, root: str) -> Path:
 def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) -> tuple[list, list]:
     """Returns the maps of teacher and student by block, each (B, H, N, N) among the student's tokens.
 
-    The student's maps are those that it reads with: where a run copies, they are the teacher's.
+    The student's maps are those that it reads with: where a run copies, they are the teacher's. Both models compute in
+    the run's precision, and the maps are made of their q and k in float32.
     """
     handed, seen = None, []
-    if settings.method == "copy":
-        model = build_model(settings, student, teacher)
-        handed = model.handed(model.teacher_targets(images))
-    student(images, handed=handed, seen=seen)
-    theirs = AttentionTransfer(student, teacher, "copy").teacher_routings(images)
-    return list(map(attention_map, theirs.values())), [attention_map(attended.routing) for attended in seen]
+    autocast, _ = mixed_precision(settings.amp, images.device)
+    with autocast():
+        if settings.method == "copy":
+            model = build_model(settings, student, teacher)
+            handed = model.handed(model.teacher_targets(images))
+        student(images, handed=handed, seen=seen)
+        theirs = AttentionTransfer(student, teacher, "copy").teacher_routings(images)
+    both = list(theirs.values()), [attended.routing for attended in seen]
+    return tuple([attention_map(in_float32(routing)) for routing in routings] for routings in both)
 
 
 def maps(args: Namespace) -> None:
@@ -463,7 +470,8 @@ def main() -> None:
     args = parse_arguments()
     args.processes = Processes(getattr(args, "device", "cpu"))
     args.device = args.processes.device
-    args.action(args)
+    with redirect_stdout(sys.stdout if args.processes.main else None):  # One process speaks for all.
+        args.action(args)
 
 
 if __name__ == "__main__":

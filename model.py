@@ -404,7 +404,13 @@ class ViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """The tokens (B, N, D) that enter the first block."""
-        config, x = self.config, self.patch_embed(images)
+        config, size = self.config, tuple(images.shape[-2:])
+        if size != (config.img_size, config.img_size):
+            # Other sizes may have as many patches, whose positions would be wrong.
+            raise UserError(
+                f"the images have {size[0]} x {size[1]} pixels and the model {config.img_size}; resize them"
+            )
+        x = self.patch_embed(images)
         if config.pos_embed != "none":
             x = x + self.pos_embed[:, -(config.grid**2) :]
         first = []

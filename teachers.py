@@ -473,9 +473,8 @@ def fetch(name: str, seed: int = 0) -> Path:
     if path.is_file():
         return path
     url = address(teacher.url)
-    otherwise = (
-        f"download it by hand to {path}, or name it with --weights PATH; or take a teacher without, as deit_nano"
-    )
+    small = f"{teacher.family}_nano, which has the same components and needs no download"
+    otherwise = f"download it by hand to {path}, or name it with --weights PATH; or take {small}"
     with replacing(path) as temporary:
         print(f"downloading {url}", file=sys.stderr)
         download(url, temporary, otherwise)

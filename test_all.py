@@ -935,6 +935,104 @@ def test_an_image_that_cannot_be_read_in_the_middle_of_a_training_is_named_in_on
     assert last.startswith("error: cannot read") and "broken.jpg" in last
 
 
+# How each field of the settings is changed: words that both runs have, those that one has, and what becomes of it.
+PHOTOS = "--data photos --mode baseline --train-images 20"
+CHANGES = {
+    "teacher": ("--mode transfer", "--teacher dinov2_reg_nano", "other student"),
+    "teacher_seed": ("--mode transfer", "--teacher-seed 1", "other student"),
+    "seed": ("--mode baseline", "--seed 1", "other student"),
+    "data": (PHOTOS, "--data others", "other student"),
+    "mode": ("--mode baseline", "--mode transfer", "other student"),
+    "student": ("--mode transfer --teacher dinov2_reg_nano", "--student registers", "other student"),
+    "method": ("--mode transfer", "--method copy", "other student"),
+    "weights": ("--mode transfer", "--weights random", "other student"),
+    "train_images": ("--mode baseline", "--train-images 41", "other student"),
+    "img_size": ("--mode baseline", "--img-size 64", "other student"),
+    "augment": (PHOTOS, "--no-augment", "other student"),
+    "what": ("--mode transfer", "--what q", "other student"),
+    "loss": ("--mode transfer", "--loss js", "other student"),
+    "weight": ("--mode transfer", "--weight 5", "other student"),
+    "blocks": ("--mode transfer", "--blocks 2", "other student"),
+    "init": ("--mode baseline", "--init mlp", "other student"),
+    "recipe": ("--mode transfer --warmup 1", "--recipe paper", "other student"),
+    "epochs": ("--mode baseline", "--epochs 4", "other student"),
+    "batch_size": ("--mode baseline", "--batch-size 15", "other student"),
+    "lr": ("--mode baseline", "--lr 0.001", "other student"),
+    "lr_floor": ("--mode baseline", "--lr-floor 0.5", "other student"),
+    "beta2": ("--mode baseline", "--beta2 0.9", "other student"),
+    "weight_decay": ("--mode baseline", "--weight-decay 0.5", "other student"),
+    "warmup": ("--mode baseline", "--warmup 2", "other student"),
+    "clip": ("--mode baseline", "--clip 0.01", "other student"),
+    "layer_decay": ("--mode baseline", "--layer-decay 0.5", "other student"),
+    "drop_path": ("--mode baseline", "--drop-path 0.5", "other student"),
+    "mixup": ("--mode baseline", "--mixup 0.8", "other student"),
+    "cutmix": ("--mode baseline", "--cutmix 1", "other student"),
+    "randaugment": (PHOTOS, "--randaugment 9", "other student"),
+    "erasing": (PHOTOS, "--erasing 1", "other student"),
+    "smoothing": ("--mode baseline", "--smoothing 0.1", "other student"),
+    "ema": ("--mode baseline --ema 0.1", "--ema 0.05", "other average"),
+    "data_root": ("--mode baseline", "--data-root elsewhere", "same"),
+    "workers": (PHOTOS, "--workers 2", "same"),
+    "accumulate": ("--mode baseline", "--accumulate 2", "same but for rounding"),
+    "validate_every": ("--mode baseline", "--validate-every 2", "same"),
+    "checkpoint_every": ("--mode baseline", "--checkpoint-every 2", "same"),
+    "device": ("--mode baseline", "--device cpu", "same"),
+    "amp": ("--mode baseline --amp off", "--amp bf16", "other student"),
+    "compile": ("--mode baseline", "--compile", "compiled"),
+}
+FIELDS = [field.name for field in fields(train.Settings)]  # A field without a line in CHANGES fails.
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_setting_changes_the_student_or_else_leaves_it_bit_for_bit(name, nano, monkeypatch):
+    words, change, effect = CHANGES[name]
+    noise_folders("photos", each=20)
+    noise_folders("others", each=20, seed=1)
+    if name == "teacher_seed":
+        stamp = json.dumps([repr(TEACHERS["deit_nano"].config), teachers.PRETRAINING | {"seed": 1}])
+        tensors = vit("deit_nano", 5, "teacher").state_dict()
+        save_file(tensors, cache_path("deit_nano-seed1"), metadata={"recipe": stamp})
+    compiled = []
+    monkeypatch.setattr(ViT, "compile", lambda student: compiled.append(student))
+    students, averages = [], []
+    for out, more in ("without", ""), ("with", change):
+        call(train, *f"--epochs 3 --train-images 40 --batch-size 16 {words} {more} --out {out}".split())
+        (folder,) = Path(out).iterdir()
+        students.append(student_of(folder))
+        averages.append(load_file(folder / "student_ema.safetensors") if "ema" in words else {})
+    is_same, is_same_average = same(*students), same(*averages)
+    if effect == "same but for rounding":
+        one, other = (evaluation.load_student(*Path(out).iterdir())(pictures()) for out in ("without", "with"))
+        assert not is_same and relative(one, other) < 1e-3
+    else:
+        assert is_same == (effect != "other student") and is_same_average == (effect != "other average")
+    assert len(compiled) == (effect == "compiled")
+
+
+# What differs in tables, by the role of a setting and, for what is run, by its name.
+PARTED = {"data": "table", "recipe": "table", "variant": "column", "machine": "nothing"}
+PARTED_RUN = dict(teacher="row", teacher_seed="row", weights="row", mode="column", student="column", method="column")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_setting_parts_tables_rows_or_columns_as_its_role_says(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in "photos", "others":
+        noise_folders(tmp_path / folder, each=20)
+    words, change, _ = CHANGES[name]
+    ((one,), (other,)) = planned(f"--epochs 3 {words}"), planned(f"--epochs 3 {words} {change}")
+    role = {field.name: field.metadata["role"] for field in fields(train.Settings)}[name]
+    wanted = PARTED.get(role) or (PARTED_RUN | dict(seed="value", recipe="table"))[name]
+    one, other = result_of(one), result_of(other)
+    if one == other:
+        found = "nothing"
+    elif len(tables.compare([one, other])) == 2:
+        found = "table"
+    else:
+        found = "row" if one.title != other.title else "column" if one.column != other.column else "value"
+    assert found == wanted
+
+
 @pytest.mark.parametrize("method", ["copy", "distill"])
 def test_two_processes_train_the_student_that_one_trains(method, nano):
     parted_folder("pictures", 100)
@@ -955,6 +1053,37 @@ def test_two_processes_train_the_student_that_one_trains(method, nano):
     first, second = (read_json(folder, "result.json") for folder in folders)
     assert first["n"] == second["n"] == 200 and abs(first["top1"] - second["top1"]) < 1.1  # two images of 200
     assert together.stdout.count("next:") == 1
+
+
+def test_copying_in_two_processes_leaves_out_parameters_that_get_no_gradient(nano):
+    """The norms of q and k, which a student that copies does not use; as they are DDP would wait for them."""
+    words = "--teacher qknorm_nano --student native --method copy --weights random --device cpu".split()
+    done = command(*TRANSFER, *QUICK, *words, processes=2)
+    assert done.returncode == 0 and "top-1" in done.stdout, done.stderr
+
+
+SEEDS = """
+import torch, train
+from pathlib import Path
+mixing = train.data.mixing
+def noted(*words):
+    mix = mixing(*words)
+    def look(images, labels):
+        with open(f"seeds{train.dist.get_rank()}", "a") as file:
+            print(torch.initial_seed(), file=file)
+        return mix(images, labels)
+    return look
+train.data.mixing = noted
+train.main()
+"""
+
+
+def test_each_process_and_each_step_has_a_seed_of_its_own(nano):
+    Path("script.py").write_text(SEEDS)
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node=2 script.py --device cpu".split()
+    assert python(*launcher, *BASELINE, *QUICK).returncode == 0
+    seeds = [Path(f"seeds{rank}").read_text().split() for rank in (0, 1)]
+    assert len(seeds[0]) == len(seeds[1]) == 6 and len({*seeds[0], *seeds[1]}) == 12
 
 
 TWO_MACHINES = """
@@ -2216,7 +2345,8 @@ def test_a_failed_download_leaves_nothing_and_tells_the_ways_out_in_one_line_and
     options, complaint = TROUBLE[trouble]
     download_from(serve(**options) if options else f"http://127.0.0.1:{free_port()}", monkeypatch, name)
     line = refused(load_teacher, name)
-    for part in complaint, weights.address(TEACHERS[name].url), str(cache_path(name)), "--weights PATH", "deit_nano":
+    small = f"{TEACHERS[name].family}_nano, which has the same components"
+    for part in complaint, weights.address(TEACHERS[name].url), str(cache_path(name)), "--weights PATH", small:
         assert part in line
     assert list(cache.iterdir()) == []
     download_from(serve(save(tensors := random_tensors(name))), monkeypatch, name)
@@ -2361,11 +2491,46 @@ def test_evaluation_has_the_runs_precision_unless_told(nano, monkeypatch):
     assert asked == ["bf16", "off"] and top1 == round(read_json(folder, "result.json")["top1"], 2)
 
 
-def test_float32_products_are_in_full_where_amp_is_off():
-    full, rough = ("highest", False), ("high", True)
-    for amp, device, wanted in ("off", "cuda", full), ("bf16", "cuda", rough), ("auto", "cpu", full):
+def test_maps_are_those_of_the_runs_precision(trained, monkeypatch):
+    folder = run(trained, "deit_nano distill")
+    settings, student = runs.read_settings(folder, train.Settings), evaluation.load_student(folder)
+    teacher, found = train.build_teacher(settings), {}
+    for amp in "off", "bf16":
+        found[amp] = evaluation.both_maps(replace(settings, amp=amp), student, teacher, pictures())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        routings = [transfer.in_float32(routing) for routing in student.route(pictures(), 4)]
+    for full, rough, truth in zip(found["off"][1], found["bf16"][1], map(attention_map, routings)):
+        assert rough.dtype == torch.float32 and torch.allclose(rough.sum(-1), torch.ones(()), atol=1e-5)
+        assert torch.allclose(rough, truth, atol=1e-6) and not torch.allclose(rough, full, atol=1e-6)
+
+
+def test_several_processes_that_evaluate_print_each_row_once(trained):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", HERE / "eval.py"]
+    folder = run(trained, "deit_nano distill")
+    done = python(*launcher, "accuracy", folder, "--device", "cpu")
+    assert done.returncode == 0 and done.stdout.count(folder.name) == 1, done.stderr
+    assert figures(done.stdout.splitlines()[1])[0] == round(read_json(folder, "result.json")["top1"], 2)
+
+
+def test_one_who_reads_no_further_gets_no_traceback():
+    words = [sys.executable, str(HERE / "teachers.py")]
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("size", [(64, 16), (16, 64), (64, 64), (31, 32)])
+def test_images_of_another_size_than_the_models_are_refused(size):
+    model = vit("deit_nano")  # It has 32 x 32 pixels, as many as 64 x 16.
+    for action in model, model.attention_maps, model.forward_features:
+        assert re.search(f"{size[0]} x {size[1]} pixels and the model 32", refused(action, torch.zeros(1, 3, *size)))
+
+
+def test_float32_products_are_in_full_also_where_autocast_leaves_the_loss_in_float32():
+    for amp, device in ("off", "cuda"), ("bf16", "cuda"), ("auto", "cpu"):
+        torch.set_float32_matmul_precision("high")
         train.mixed_precision(amp, torch.device(device))
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == wanted
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
 
 
 def test_a_copy_student_is_not_evaluated_with_another_teacher(nano):
@@ -2841,7 +3006,8 @@ def test_a_copy_run_without_its_teachers_weights_names_the_file(trained):
 def test_a_run_with_a_learners_function_in_it_is_refused_and_left_out_of_tables(trained, tmp_path):
     folder = copy_of(trained, tmp_path, "deit_nano baseline")
     runs.write_json(folder / "config.json", read_json(folder, "config.json") | {"exercise": {"number": 4}})
-    assert "had a learner's function in it" in refused(call, evaluation, "accuracy", folder)
+    for words in ["accuracy"], ["agreement"], ["view", "--out", "v.html"], ["maps", "--figure", "m.png"]:
+        assert "had a learner's function in it" in refused(call, evaluation, words[0], folder, *words[1:])
     shutil.copytree(run(trained, "deit_nano baseline"), tmp_path / "true")
     assert f"left out: {folder} had a learner's function in it" in call(evaluation, "table", tmp_path)
 
@@ -2875,6 +3041,28 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_line_and_left_out_of_tabl
     assert (folder / "student.safetensors").exists()
     begun(shutil.copytree(folder, run_of("baseline")))  # Nor does training go on with it.
     assert "it is of another version" in refused(call, train, *BASELINE, *QUICK)
+
+
+@pytest.mark.parametrize("lost", ["precision", "threads", "processes", "train_set"])
+def test_an_unfinished_run_that_does_not_say_what_it_was_made_of_is_refused_or_goes_on(lost, nano):
+    call(train, *BASELINE, *QUICK)
+    folder = begun(run_of("baseline"))
+    config = read_json(folder, "config.json")
+    del config["made_of"][lost]
+    runs.write_json(folder / "config.json", config)
+    if lost in ("precision", "threads"):
+        call(train, *BASELINE, *QUICK)
+        assert read_json(folder, "config.json")["made_of"][lost].startswith("unknown, then ")
+    else:
+        assert f"{lost} None there and" in refused(call, train, *BASELINE, *QUICK)
+
+
+def test_a_student_of_another_version_is_refused_in_one_line(trained, tmp_path):
+    folder = copy_of(trained, tmp_path, "deit_nano distill")
+    config = read_json(folder, "config.json")
+    config["student"]["temperature"] = 1.0
+    runs.write_json(folder / "config.json", config)
+    assert "does not hold the student of its config.json" in refused(evaluation.load_student, folder)
 
 
 @pytest.mark.parametrize("change", [{}, {"place": 3}, {"more": 1}], ids=str)
@@ -3663,6 +3851,15 @@ def test_replacing_writes_all_or_nothing(tmp_path, cache):
             part.write_text("half")
             raise error("no trouble with writing")
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_replacing_leaves_errors_of_the_callers_work_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file"):
+        open(tmp_path / "what the caller reads")
+    with pytest.raises(ConnectionError), replacing(tmp_path / "file"):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    with pytest.raises(UserError, match="cannot write .*file: No space left"), replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_two_that_write_the_same_file_have_a_temporary_one_each_and_the_umask_gives_its_mode(tmp_path):

@@ -114,7 +114,7 @@ class Settings:
     lr: float | None = flag(
         "recipe",
         None,
-        "The peak learning rate at batch size 256, scaled linearly to others. Default: 0.006 for nano, else 0.0005.",
+        "The peak learning rate at --batch-size 256, scaled in proportion to it. Default: 0.006 for nano, else 0.0005.",
     )
     lr_floor: float = flag("recipe", 0.0, "The final learning rate as a share of the peak.", high=1)
     beta2: float = flag("recipe", 0.98, "AdamW's beta2; its beta1 is 0.9.", high=0.999999)
@@ -234,12 +234,13 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
 
 
 def mixed_precision(amp: str, device: torch.device) -> tuple[Callable, torch.dtype | None]:
-    """Sets the precision of float32 products; returns what makes autocast contexts, and their type (None: float32)."""
-    on_cuda = device.type == "cuda"
-    uses_tf32 = on_cuda and amp != "off"
-    torch.set_float32_matmul_precision("high" if uses_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = uses_tf32  # The patch convolution uses it.
-    if amp == "auto" and on_cuda:
+    """Returns what makes autocast contexts, and their type (None: float32). Products in float32 are in full precision.
+
+    Under autocast, these are those of the loss alone.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # The patch convolution would use it.
+    if amp == "auto" and device.type == "cuda":
         amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     return partial(torch.autocast, device.type, dtype, enabled=dtype is not None), dtype

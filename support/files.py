@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from support.errors import UserError
+
+
+DISK = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # A disk is full or broken; None is torch's word.
 
 
 def check_name(path: Path) -> None:
@@ -46,8 +50,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise cannot_write(path, error) from error
         except OSError as error:
             # The caller's work may fail for another reason, for example at a file that it reads.
-            is_ours = error.filename is None or own_folder.name in str(error.filename)
-            if not is_ours:
+            is_of_writing = error.errno in DISK if error.filename is None else own_folder.name in str(error.filename)
+            if not is_of_writing:
                 raise
             raise cannot_write(path, error.strerror or error) from error
 

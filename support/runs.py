@@ -120,7 +120,7 @@ def is_done(folder: Path, asked: dict) -> bool:
     differ = differences(held, asked)
     # A run may go on in another precision. Where it ended in the one that is asked for, it is taken as it is.
     there, here = differ.get("precision", ("", ""))
-    if not finished or continued(there, here) == there:
+    if not finished or continued(str(there), here) == there:
         differ.pop("precision", None)
     if finished:  # How many processes shared the work makes no difference but rounding.
         differ.pop("processes", None)
@@ -171,8 +171,9 @@ def begin(folder: Path, config: dict, processes: Processes) -> Iterator[bool]:
         if processes.main and may and not finished:
             if (folder / "config.json").is_file():
                 held = read_config(folder)["made_of"]
-                both = {name: continued(held[name], config["made_of"][name]) for name in ("precision", "threads")}
-                config = config | {"made_of": config["made_of"] | both}
+                made_of = config["made_of"]
+                both = {name: continued(held.get(name, "unknown"), made_of[name]) for name in ("precision", "threads")}
+                config = config | {"made_of": made_of | both}
             write_json(folder / "config.json", config)
         processes.check_same(partial(stamps, folder), folder)
         yield may and not finished
@@ -214,6 +215,14 @@ def read_config(folder: str | Path) -> dict:
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no config.json; train.py makes runs, below runs/ unless told")
     return read_json(path, {"settings", "made_of", "table", "student", "classes", "command", "versions"})
+
+
+def read_true_config(folder: str | Path) -> dict:
+    """The config.json of a run of train.py; a `UserError` if it is an exercise's."""
+    config = read_config(folder)
+    if "exercise" in config:
+        raise UserError(f"{folder} had a learner's function in it, without which its student is another one")
+    return config
 
 
 def read_settings(folder: str | Path, kind: type) -> Any:
