@@ -1352,7 +1352,7 @@ def test_a_run_that_another_command_trains_is_left_to_it_until_that_one_ends(end
     other = start("-c", HOLDING, folder)
     assert other.stdout.readline().strip() == "True"
     out = call(train, *BASELINE, *QUICK, "--seed", 0, 1, "--fresh")
-    assert f"{folder.name}: another command is training it, so it is left to that one" in out
+    assert f"{folder.name}: left as it is; another command is training it" in out
     assert not (folder / "config.json").exists() and (run_of("baseline", seed=1) / "result.json").is_file()
     (*_, its_row), top1 = cells_of(out), read_json(run_of("baseline", seed=1), "result.json")["top1"]
     assert its_row[-1] == f"{top1:.1f}", "the table has the other run alone"
@@ -1618,9 +1618,8 @@ def result_of(settings, top1=50.0) -> tables.Result:
     table = train.describe(settings)["table"]
     conditions = tuple((name, *pair) for name, pair in table["conditions"].items())
     table |= {"place": tuple(table["place"]), "conditions": conditions}
-    made_of = dict(images=(), precision="float32", weights=None)
     known = dict(teacher=settings.teacher, seed=settings.seed, top1=top1, last_top1=None, teacher_top1=None)
-    return tables.Result(**table, **known, **made_of)
+    return tables.Result(**table, **known, weights=None)
 
 
 @pytest.mark.parametrize("role", ["data", "recipe"])
@@ -1644,7 +1643,7 @@ def test_a_new_variant_is_in_the_name_and_a_setting_of_the_machine_in_neither_na
         More = make_dataclass("More", [("new", int, field)], bases=(train.Settings,), frozen=True)
         told = train.describe(train.complete(More(mode="transfer", new=1)))
         assert told["table"]["column"] == column and ("new=1" in told["name"]) == (role == "variant")
-        assert "new" not in told["table"]["conditions"] and ("new" in told["incidental"]) == (role == "machine")
+        assert "new" not in told["table"]["conditions"] and ("new" in told["made_of"]) == (role == "variant")
 
 
 def test_a_setting_without_a_role_is_no_setting():
@@ -2632,8 +2631,8 @@ def write_run(folder, top1, base, made_of=None, **settings):
     folder.mkdir(parents=True)
     config = runs.read_config(base)
     config["settings"] |= settings
-    config["made_of"] |= made_of or {}
-    config |= train.describe(train.Settings(**config["settings"]))
+    described = train.describe(train.Settings(**config["settings"]))
+    config |= described | {"made_of": config["made_of"] | described["made_of"] | (made_of or {})}
     runs.write_json(folder / "config.json", config)
     runs.write_json(folder / "result.json", {"top1": top1})
     (folder / "student.safetensors").touch()
@@ -3648,13 +3647,14 @@ def test_a_folder_may_have_any_name(name, nano):
 
 def test_a_place_whose_name_is_not_utf_8_is_refused_before_the_work(nano):
     strange = os.fsdecode(b"donn\xe9es")
-    assert "is not UTF-8" in refused(call, train, *QUICK, "--out", strange)
+    assert "is not UTF-8" in refused(call, train, *BASELINE, *QUICK, "--out", strange)
+    assert not list(Path(strange).rglob("*.safetensors"))
     save_file(vit("deit_nano", 1, "teacher").state_dict(), "w.safetensors")
     Path("w.safetensors").rename(f"{strange}.safetensors")
     assert "is not UTF-8" in refused(call, train, *TRANSFER, *QUICK, "--weights", f"{strange}.safetensors")
     call(train, *BASELINE, *QUICK)
-    Path("runs").rename(strange)
-    assert "is not UTF-8" in refused(call, evaluation, "accuracy", Path(strange) / run_of("baseline").name)
+    Path("runs").rename(strange + "2")
+    assert "is not UTF-8" in refused(call, evaluation, "accuracy", Path(strange + "2") / run_of("baseline").name)
 
 
 def test_text_is_utf_8_whatever_the_locale():
@@ -3747,7 +3747,7 @@ def test_inat2018_holds_out_images_of_each_species_by_their_names(tmp_path, monk
         write_images(tmp_path / "2018" / "Birds" / str(species), count)
     loaded = load("inat2018", root=tmp_path)
     assert set(labels_of(loaded.train)) == set(labels_of(loaded.val)) == {0, 1}
-    names = [loaded.val.split.name_of(index) for index, _ in loaded.val.split.items]
+    names = [name for _, name in loaded.val.split.files()]
     assert len(names) < 5 and names[0].startswith("2018/Birds/0/") and len(loaded.train) + len(names) == 14
     assert loaded.classes == ["Birds/0", "Birds/1"] and loaded.val[len(names) - 1][1] == 1
 

@@ -19,7 +19,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,11 +33,10 @@ from model import ViT, layer_of
 from support import data, runs, tables
 from support.arguments import Parser, add_flags, flag, names_of
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
-from support.files import check_name
 from support.processes import Processes, spare_cores
 from support.schedule import average_decay, cosine_schedule
 from teachers import find_teacher, fingerprint, kept_at, load_teacher, name_components, place_of, student_config
-from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, init_from, name_blocks, name_parts
+from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, choose_parts, init_from, name_blocks
 
 # ---- Settings and recipes --------------------------------------------------------------------------------------------
 
@@ -527,7 +526,7 @@ def complete(settings: Settings) -> Settings:
         weights=weights,
         img_size=settings.img_size or teacher.img_size,
         blocks=name_blocks(settings.blocks or usual_blocks, depth),
-        init=settings.init and name_parts(settings.init),
+        init=settings.init and ",".join(choose_parts(settings.init)),
         lr=usual_lr if settings.lr is None else settings.lr,
         warmup=settings.epochs / 10 if settings.warmup is None else settings.warmup,
         workers=usual_workers if settings.workers is None else settings.workers,
@@ -547,15 +546,11 @@ def check_shapes(settings: Settings) -> None:
         build_model(settings, build_student(settings, 2, theirs), theirs)
 
 
-def identify(settings: Settings, processes: Processes, prints: dict) -> dict:
-    """What a run is known again by, for its config.json: settings, fingerprints (`prints`) and the machine's part."""
+def made_of(settings: Settings, processes: Processes, prints: dict) -> dict:
+    """What a run is made of, by which it is known again: settings, fingerprints (`prints`) and the machine's part."""
     _, dtype = mixed_precision(settings.amp, processes.device)
-    made_of = prints | {
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
-        "threads": str(torch.get_num_threads()),
-        "processes": processes.world,
-    }
-    return {"settings": asdict(settings), **describe(settings), "made_of": made_of}
+    machine = {"precision": str(dtype or torch.float32).removeprefix("torch."), "processes": processes.world}
+    return describe(settings)["made_of"] | prints | machine | {"threads": str(torch.get_num_threads())}
 
 
 def describe(settings: Settings) -> dict:
@@ -602,7 +597,6 @@ def main() -> None:
 
 def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
     """The runs that are to be trained, by folder. Finds what would stop one of them before any is begun."""
-    check_name(Path(args.out))
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -627,20 +621,16 @@ def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
 
 def finished_before(plan: dict, processes: Processes) -> list[Path]:
     """Those folders that hold their run, finished. Raises a `UserError` for one that holds a run of other things."""
-    images_of = cache(lambda where: data.fingerprints(build_data(where)))
-    teacher_of = cache(lambda whose: fingerprint(build_teacher(whose)))
     done = []
     for folder, settings in plan.items():
         if not (folder / "config.json").is_file():
             continue
         prints = {}  # Images that are computed or downloaded, and a teacher that would be, are what they were.
         if settings.data not in data.MADE:
-            names = "data", "data_root", "train_images", "img_size"
-            prints |= images_of(Settings(**{name: getattr(settings, name) for name in names}))
+            prints = data.fingerprints(build_data(settings))
         if settings.needs_teacher and (settings.weights or kept_at(settings.teacher, settings.teacher_seed).is_file()):
-            names = "teacher", "teacher_seed", "weights", "img_size"
-            prints["teacher_weights"] = teacher_of(Settings(**{name: getattr(settings, name) for name in names}))
-        if runs.is_done(folder, identify(settings, processes, prints)):
+            prints["teacher_weights"] = fingerprint(build_teacher(settings))
+        if runs.is_done(folder, made_of(settings, processes, prints)):
             done.append(folder)
     return done
 
@@ -668,7 +658,10 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
 def config_of(run: Training, command: str) -> dict:
     """What a run is made of, and all that tables ask of it later, for its config.json."""
     prints = data.fingerprints(run.data) | {"teacher_weights": fingerprint(run.teacher) if run.teacher else None}
-    return identify(run.settings, run.processes, prints) | {
+    return {
+        "settings": asdict(run.settings),
+        **describe(run.settings),
+        "made_of": made_of(run.settings, run.processes, prints),
         "student": asdict(run.student.config),
         "classes": run.data.classes,
         "command": command,

@@ -337,12 +337,6 @@ def choose_parts(parts: str) -> list[str]:
     return [part for part in PARTS if part in words]
 
 
-def name_parts(parts: str) -> str:
-    """The one text that stands for those parts, however they were written."""
-    chosen = choose_parts(parts)
-    return "all" if chosen == list(PARTS) else ",".join(chosen)
-
-
 @torch.no_grad()
 def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     """Initialises parts of the student with the teacher's weights: "all", or a comma list of `PARTS`.

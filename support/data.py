@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,15 +49,12 @@ class Split(NamedTuple):
     items: list
     root: str = ""
 
-    def name_of(self, index: int) -> str:
-        """The name of an image: its path below the root, or its number in a source that has no files."""
-        image = self.source[index][0]
-        return image.removeprefix(self.root).lstrip(os.sep) if isinstance(image, str) else str(index)
-
-    def files(self) -> Iterator[Path]:
-        """The paths of the images, where they are files."""
-        images = (self.source[index][0] for index, _ in self.items)
-        return (Path(image) for image in images if isinstance(image, str))
+    def files(self) -> Iterator[tuple[str, str]]:
+        """The path of each image, or "" if it is no file, and its name: the path below the root, or a number."""
+        for index, _ in self.items:
+            image = self.source[index][0]
+            path = image if isinstance(image, str) else ""
+            yield path, path.removeprefix(self.root).lstrip(os.sep) or str(index)
 
 
 def normalise(images: Tensor, mean: tuple, std: tuple) -> Tensor:
@@ -231,20 +227,18 @@ def hold_out(split: Split) -> tuple:
 
     The hash of its name decides on each image, so that a new one moves no other. But each class has an image in both.
     """
-    draws = []  # from 0 to 1, and the same for the same name
     by_class = {}
-    for index, label in split.items:
-        draw = int.from_bytes(hashlib.sha256(os.fsencode(split.name_of(index))).digest()[:8], "big") / 2**64
-        draws.append(draw)
-        by_class.setdefault(label, []).append(draw)
-    limits = {}  # Images are held out if their draw is below the limit of their class.
-    for label, of_class in by_class.items():
-        second = sorted(of_class)[:2][-1]
-        limits[label] = min(max(0.1, second), max(of_class))  # The lowest is held out, and the highest is not.
-    train, val = [], []
-    for draw, item in zip(draws, split.items, strict=True):
-        (val if draw < limits[item[1]] else train).append(item)
-    return split._replace(items=train), split._replace(items=val)
+    for item, (_, name) in zip(split.items, split.files(), strict=True):
+        digest = hashlib.sha256(os.fsencode(name)).digest()
+        draw = int.from_bytes(digest[:8], "big") / 2**64  # from 0 to 1
+        by_class.setdefault(item[1], []).append((draw, item))
+    held_out = set()
+    for drawn in by_class.values():
+        lowest = sum(draw < 0.1 for draw, _ in drawn)
+        count = min(max(lowest, 1), len(drawn) - 1)
+        held_out.update(item for _, item in sorted(drawn)[:count])
+    train = [item for item in split.items if item not in held_out]
+    return split._replace(items=train), split._replace(items=sorted(held_out))
 
 
 def fingerprints(images: Data) -> dict:
@@ -253,29 +247,27 @@ def fingerprints(images: Data) -> dict:
     Of about a hundred files the hash has the content too, as pictures of one format may all be of one size.
     """
     prints = {}
-    for name, split in ("train_set", images.train.split), ("val_set", images.val.split):
+    for part, split in ("train_set", images.train.split), ("val_set", images.val.split):
         digest = hashlib.sha256()
         every = len(split.items) // 100 + 1
-        for place, (index, label) in enumerate(split.items):  # Their order decides which images share a batch.
-            image = split.source[index][0]
-            size = 0
-            if isinstance(image, str):
-                size = os.path.getsize(image)
-                if place % every == 0:
-                    digest.update(Path(image).read_bytes())
-            digest.update(os.fsencode(f"{split.name_of(index)}\0{size}\0{label}\n"))
-        prints[name] = f"{len(split.items):,} ({digest.hexdigest()[:16]})"
+        for place, (path, name) in enumerate(split.files()):  # The order decides which images share a batch.
+            size = os.path.getsize(path) if path else 0
+            digest.update(os.fsencode(f"{name} {size} {split.items[place][1]}\n"))
+            if path and place % every == 0:
+                digest.update(Path(path).read_bytes())
+        prints[part] = f"{len(split.items):,} ({digest.hexdigest()[:16]})"
     return prints
 
 
 def seen_before(images: Split, training: Split) -> int:
     """Counts those images that are among the training images, in files of the same name and content."""
-    known = {}
-    for path in training.files():
-        known.setdefault((path.name, path.stat().st_size), []).append(path)
+    by_name = {}
+    for path, _ in training.files():
+        if path:
+            by_name.setdefault(os.path.basename(path), []).append(path)
     found = 0
-    for path in images.files():
-        twins = known.get((path.name, path.stat().st_size), [])
+    for path, _ in images.files():
+        twins = by_name.get(os.path.basename(path), [])
         found += any(path == twin or filecmp.cmp(path, twin, shallow=False) for twin in twins)
     return found
 
@@ -300,37 +292,22 @@ def balanced(split: Split, count: int) -> Split:
 # ---- Folders of images -----------------------------------------------------------------------------------------------
 
 
-TRAIN_NAMES = ("train", "training")
-HELD_OUT_NAMES = ("val", "valid", "validation"), ("test", "testing")  # The latter are used where none of the former is.
+# Splits are known by these names, in any case. A test set is used where there is no validation set.
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-
-
-def entries_of(folder: str | Path) -> list[os.DirEntry]:
-    """Lists the files and folders of a folder, by name, but for hidden ones."""
-    try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}; change its permissions, or move it away") from error
-    for entry in entries:
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            raise UserError(f"{entry.path} is a link that leads nowhere; mend it, or remove it")
-    return sorted(entries, key=attrgetter("name"))
-
-
-def folders_of(folder: Path) -> list[Path]:
-    return [Path(entry.path) for entry in entries_of(folder) if entry.is_dir()]
 
 
 def splits_of(folder: Path) -> tuple[Path, Path] | None:
     """Returns the folders of the training and of the held-out images, or None if there are none of the usual names."""
-    found = []
-    for names in (TRAIN_NAMES, *HELD_OUT_NAMES):
-        named_so = [path for path in folders_of(folder) if path.name.lower() in names]
-        if len(named_so) > 1:
-            raise UserError(f"{folder} has both {named_so[0].name} and {named_so[1].name}; leave one of them there")
-        found.append(named_so[0] if named_so else None)
-    train, val, test = found
-    return (train, val or test) if train and (val or test) else None
+    found = {}
+    for name in folders_of(folder):
+        split = SPLITS.get(name.lower())
+        if split in found:
+            raise UserError(f"{folder} has both {found[split].name} and {name}; leave one of them there")
+        if split:
+            found[split] = folder / name
+    held_out = found.get("val", found.get("test"))
+    return (found["train"], held_out) if "train" in found and held_out else None
 
 
 def from_folder(folder: Path) -> tuple:
@@ -339,12 +316,12 @@ def from_folder(folder: Path) -> tuple:
     It reads FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, or else holds out a tenth of FOLDER/CLASS/*.
     """
     splits = splits_of(folder)
-    images, classes = class_folders(splits[0] if splits else folder)
+    place = splits[0] if splits else folder
+    images, classes = class_folders(place)
     if len(classes) == 1:
-        inside = folder / classes[0]
-        several = len(folders_of(inside)) > 1 if inside.is_dir() else False
-        advice = f"name {inside}, which has several" if several else "a student needs two or more"
-        raise UserError(f"{folder} has one class, '{classes[0]}', and there is nothing to tell apart; {advice}")
+        inside = place / classes[0]
+        advice = f"name {inside}, which has several" if len(folders_of(inside)) > 1 else "a student needs two or more"
+        raise UserError(f"{place} has one class, '{classes[0]}', and there is nothing to tell apart; {advice}")
     if splits:
         return images, class_folders(splits[1], classes)[0], classes
     for label, count in Counter(label for _, label in images.items).items():
@@ -359,52 +336,66 @@ def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, lis
     """Returns the images FOLDER/CLASS/*, which may lie in folders of a class's folder, and the names of the classes.
 
     A label is the place of the class among `classes`. Without these, it is the place among the folder's own classes in
-    alphabetical order. Hidden files and folders do not count, and each folder counts once, whatever links lead to it.
+    alphabetical order. Hidden files and folders do not count.
     """
-    root = folder.resolve()
-    names = [path.name for path in folders_of(folder) if not leads_back(path, root)]
-    if not names:
+    found = files_below(folder)
+    if not found:
         raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
-    if {name.lower() for name in names} <= {*TRAIN_NAMES, *sum(HELD_OUT_NAMES, ())}:
-        raise UserError(f"{folder} has {' and '.join(names)}, but train and val are needed; or name one that has")
-    classes = classes or names
-    samples, others, seen = [], [], set()
-    for name in names:
+    if {name.lower() for name in found} <= SPLITS.keys():
+        raise UserError(f"{folder} has {' and '.join(found)}, but train and val are needed; or name one that has")
+    classes = classes or list(found)
+    samples = []
+    for name, files in found.items():
         if name not in classes:
             raise UserError(f"class '{name}' of {folder} is not among the training images; add or remove it")
-        files = files_below(str(folder / name), root, seen)
-        images = [path for path in files if path.lower().endswith(ENDINGS)]
+        images = [(path, classes.index(name)) for path in files if path.lower().endswith(ENDINGS)]
         if not images:
             raise UserError(f"class '{name}' of {folder} has no images; add some or remove the folder")
-        samples += [(path, classes.index(name)) for path in images]
-        others += [path for path in files if not path.lower().endswith(ENDINGS)]
-    if others:
-        count = f"{len(others):,} of {len(others) + len(samples):,} files, such as {others[0]}"
+        samples += images
+    left_out = [path for files in found.values() for path in files if not path.lower().endswith(ENDINGS)]
+    if left_out:
+        count = f"{len(left_out):,} of {len(left_out) + len(samples):,} files, such as {left_out[0]}"
         warnings.warn(f"{count}, are left out; images end in {' '.join(ENDINGS)}", stacklevel=2)
     return Split(samples, [(index, label) for index, (_, label) in enumerate(samples)], str(folder)), classes
 
 
-def files_below(folder: str, root: Path, seen: set[str]) -> list[str]:
-    """Lists the files of a folder and of its folders, but for those that were `seen` by another path."""
-    real = os.path.realpath(folder)
-    if real in seen:
-        return []
-    seen.add(real)
-    files = []
-    for entry in entries_of(folder):
-        if not entry.is_dir():
-            files.append(entry.path)
-        elif not leads_back(Path(entry.path), root):
-            files += files_below(entry.path, root, seen)
-    return files
+def folders_of(folder: Path) -> list[str]:
+    """Lists the names of the folders of a folder that are not hidden."""
+    return sorted(name for name in next(os.walk(folder, onerror=cannot_read))[1] if not name.startswith("."))
 
 
-def leads_back(path: Path, root: Path) -> bool:
-    """Tells whether a folder is a link to one that is read anyway, or to one in which all of that lies."""
-    if not path.is_symlink():
+def files_below(folder: Path) -> dict[str, list]:
+    """Lists the files below each folder of a folder, by its name. Links are followed, but each folder is read once."""
+    root = os.path.realpath(folder)
+    seen = set()
+    found = {}
+    for place, folders, files in os.walk(folder, onerror=cannot_read, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if is_new(os.path.join(place, name), root, seen)]
+        if place == str(folder):
+            found = {name: [] for name in folders}
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if name.startswith("."):
+                continue
+            if not os.path.exists(path):
+                raise UserError(f"{path} is a link that leads nowhere; mend it, or remove it")
+            if place != str(folder):
+                found[os.path.relpath(place, folder).split(os.sep)[0]].append(path)
+    return found
+
+
+def is_new(path: str, root: str, seen: set[str]) -> bool:
+    """Tells whether a folder is to be read: not if it is hidden, was `seen`, or is a link to what is read anyway."""
+    real = os.path.realpath(path)
+    leads_back = os.path.islink(path) and os.path.commonpath((real, root)) in (real, root)
+    if os.path.basename(path).startswith(".") or leads_back or real in seen:
         return False
-    real = path.resolve()
-    return real.is_relative_to(root) or root.is_relative_to(real)
+    seen.add(real)
+    return True
+
+
+def cannot_read(error: OSError) -> None:
+    raise UserError(f"cannot read {error.filename}: {error.strerror}; change its permissions, or move it") from error
 
 
 def read_image(path: str | Path) -> Any:
@@ -509,10 +500,7 @@ def middle(image: Any) -> Any:
     from torchvision.transforms.v2.functional import center_crop
 
     longest = 10 * min(image.size)
-    if max(image.size) <= longest:
-        return image
-    width, height = (min(side, longest) for side in image.size)
-    return center_crop(image, [height, width])
+    return image if max(image.size) <= longest else center_crop(image, [min(s, longest) for s in image.size[::-1]])
 
 
 def augmented_view(

@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 
 from support.errors import UserError
 
-
 DISK = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # A disk is full or broken; None is torch's word.
 
 

@@ -5,7 +5,6 @@ later, by tables or by a command that goes on with it. Each file is written unde
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -48,19 +47,23 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
     teacher, method = teacher_title(settings), settings.method or settings.mode
     student = [] if settings.student == "standard" else [settings.student]
     variants = [f"{name}={ours[name]}" for name in names_of(settings, "variant") if ours[name] != plain[name]]
-    words = [teacher.replace(" ", ""), data_title(settings), method, *student, *variants]
+    words = [teacher.replace(" ", ""), data_title(settings).rstrip("/"), method, *student, *variants]
+    title = "-".join(words).replace(",", "+").encode()[:200].decode("utf-8", "ignore")  # A disk may take 255 bytes.
+    # Of the machine, and of the places where images and weights lie, a run does not depend.
+    free = {"data", "weights", *names_of(settings, "machine")}
+    made_of = {name: value for name, value in ours.items() if name not in free}
 
     # Runs share a table if their values agree, or else the second entries: each published method has a recipe of its
     # own, and "as published" agrees with itself.
     compared = names_of(settings, "data") + names_of(settings, "recipe")
     conditions = {name: [ours[name], ours[name]] for name in compared}
-    conditions["data"] = [data_title(settings), data_title(settings)]
+    conditions["data"] = [data_title(settings)] * 2
     for name in names_of(settings, "recipe"):
         if published and ours[name] == published.get(name, getattr(type(settings), name)):
             conditions[name][1] = "as published"
     return {
-        "name": f"{joined(words)}-seed{settings.seed}",
-        "incidental": names_of(settings, "machine"),
+        "name": f"{title}-seed{settings.seed}",
+        "made_of": {"data": data_title(settings), **made_of},
         "table": {
             "place": place,
             "family": family,
@@ -72,16 +75,9 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
 
 
 def data_title(settings: Any) -> str:
-    """The name of the data set, or of the folder of images without its place, in letters that can be written."""
-    return os.fsencode(Path(settings.data).name).decode("utf-8", "replace")
-
-
-def joined(words: list[str]) -> str:
-    """A name for a folder of these words. If it were too long for a disk, a hash stands for the end of it."""
-    name = "-".join(words).replace(",", "+")
-    if len(name.encode()) <= 200:
-        return name
-    return f"{name.encode()[:150].decode('utf-8', 'ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    """The name of the data set, or of the folder of images with a slash behind it, in letters that can be written."""
+    name = os.fsencode(Path(settings.data).name).decode("utf-8", "replace")
+    return f"{name}/" if os.sep in settings.data else name
 
 
 def teacher_title(settings: Any) -> str:
@@ -91,43 +87,24 @@ def teacher_title(settings: Any) -> str:
     return f"{settings.teacher} (seed {settings.teacher_seed})" if settings.teacher_seed else settings.teacher
 
 
-def differences(held: dict, asked: dict) -> dict:
-    """In what two runs were not made of the same, by name, as their config.json say it: pairs (held, asked).
-
-    Settings count, but for those of the machine. Of images and weights it is not their path that counts, but what is in
-    their files, if `asked` knows it.
-    """
-    theirs, ours = ({**config["settings"], **config["made_of"]} for config in (held, asked))
-    free = {"threads", *asked["incidental"]}
-    free |= {path for path, content in (("data", "train_set"), ("weights", "teacher_weights")) if content in ours}
-    pairs = {name: (theirs.get(name), value) for name, value in ours.items() if name not in free}
-    return {name: (there, here) for name, (there, here) in pairs.items() if there != here}
-
-
-def continued(held: str, now: str) -> str:
-    """The text for a run that began with one precision, or number of threads, and goes on with another."""
-    return held if held.split(", then ")[-1] == now else f"{held}, then {now}"
-
-
 def is_done(folder: Path, asked: dict) -> bool:
     """Whether the folder holds this run, finished. Raises a `UserError` if it holds one that was made of other things.
 
-    `asked` is what config.json would hold if the run were begun now.
+    `asked` is what its config.json says it is made of, or some of it, if it is begun now.
     """
     if not (folder / "config.json").is_file():
         return False
-    held, finished = read_config(folder), is_finished(folder)
-    differ = differences(held, asked)
-    # A run may go on in another precision. Where it ended in the one that is asked for, it is taken as it is.
-    there, here = differ.get("precision", ("", ""))
-    if not finished or continued(str(there), here) == there:
-        differ.pop("precision", None)
-    if finished:  # How many processes shared the work makes no difference but rounding.
-        differ.pop("processes", None)
+    held, finished = read_config(folder)["made_of"], is_finished(folder)
+    held["precision"] = str(held.get("precision")).split(", then ")[-1]  # the one with which it ended
+    # A stopped run may go on in another precision. Of a finished one, the number of processes changed only rounding.
+    free = {"threads", "processes" if finished else "precision"}
+    differ = []
+    for name in asked.keys() - free:
+        if held.get(name) != asked[name]:
+            differ.append(f"{name} {held.get(name)} there and {asked[name]} here")
     if differ:
-        listed = "; ".join(f"{name} {there} there and {here} here" for name, (there, here) in differ.items())
         remedy = "start over with --fresh, or choose another --out"
-        raise UserError(f"{folder} holds a run that was made of other things: {listed}; {remedy}")
+        raise UserError(f"{folder} holds a run that was made of other things: {'; '.join(sorted(differ))}; {remedy}")
     return finished
 
 
@@ -140,11 +117,12 @@ def lock(folder: Path, processes: Processes) -> Iterator[bool]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    is_taken = False
     with open(path, "ab") as file:
-        is_taken = False
         if processes.main and fcntl:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_taken = os.fstat(file.fileno()).st_nlink == 0  # The one who held it has removed it meanwhile.
             except OSError as error:
                 is_taken = error.errno in (errno.EACCES, errno.EAGAIN)  # Any other error: the disk has no locks.
         may = not processes.sum(torch.tensor(float(is_taken)))
@@ -163,17 +141,16 @@ def begin(folder: Path, config: dict, processes: Processes) -> Iterator[bool]:
     was made of other things. If the run goes on in another precision, or with other threads, both are noted.
     """
     with lock(folder, processes) as may:
-        finished = may and is_done(folder, config)
-        if processes.main and not may:
-            print(f"{folder.name}: another command is training it, so it is left to that one")
-        if processes.main and finished:
-            print(f"{folder.name}: another command has finished it")
-        if processes.main and may and not finished:
-            if (folder / "config.json").is_file():
-                held = read_config(folder)["made_of"]
-                made_of = config["made_of"]
-                both = {name: continued(held.get(name, "unknown"), made_of[name]) for name in ("precision", "threads")}
-                config = config | {"made_of": made_of | both}
+        finished = may and is_done(folder, config["made_of"])
+        if processes.main and (finished or not may):
+            print(f"{folder.name}: left as it is; another command {'has finished' if finished else 'is training'} it")
+        elif processes.main:
+            made_of = config["made_of"]
+            held = read_config(folder)["made_of"] if (folder / "config.json").is_file() else made_of
+            for name in ("precision", "threads"):
+                before = str(held.get(name))
+                if before.split(", then ")[-1] != made_of[name]:
+                    made_of[name] = f"{before}, then {made_of[name]}"
             write_json(folder / "config.json", config)
         processes.check_same(partial(stamps, folder), folder)
         yield may and not finished

@@ -10,6 +10,9 @@ from support import runs
 from support.errors import UserError
 from support.files import replacing
 
+# Beside equal settings, runs that share a table have these in common. Sets of images are known by fingerprints.
+MADE_OF = ("train_set", "val_set", "precision")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -22,8 +25,6 @@ class Result:
     conditions: tuple  # These are (name, value, other): values are compared, or others where values differ.
     column: str  # This is "baseline", or the method with its student and variants.
     seed: int
-    images: tuple  # These pairs of name and fingerprint say on which images it was trained and validated.
-    precision: str
     weights: str | None  # This is the fingerprint of the teacher's weights. A baseline has none.
     top1: float = field(compare=False)  # in percent
     last_top1: float | None = field(compare=False)  # If top1 is that of an average of the weights, of the last weights.
@@ -36,13 +37,12 @@ def result_of(folder: str | Path) -> Result:
     table, settings, made_of = config["table"], config["settings"], config["made_of"]
     try:
         table["place"] = tuple(table["place"])
-        table["conditions"] = tuple((name, *pair) for name, pair in table["conditions"].items())
+        conditions = table["conditions"] | {name: [made_of[name]] * 2 for name in MADE_OF}
+        table["conditions"] = tuple((name, *pair) for name, pair in conditions.items())
         return Result(
             **table,
             teacher=settings["teacher"],
             seed=settings["seed"],
-            images=tuple((name, made_of[name]) for name in ("train_set", "val_set")),
-            precision=made_of["precision"],
             weights=made_of["teacher_weights"],
             top1=result.get("ema_top1", result["top1"]),
             last_top1=result["top1"] if "ema_top1" in result else None,
@@ -77,23 +77,16 @@ def compare(results: list) -> Tables:
         values, others = zip(*(held.get(name, ("unknown", "unknown")) for held in conditions), strict=True)
         compared = values if len(set(values)) == 1 else others
         is_shown = name in ("data", "img_size", "epochs") or len(set(compared)) > 1
+        if name in MADE_OF:  # These are told only where runs seem equal that are not.
+            told = list(map(tuple, titles))
+            is_shown = len(set(zip(told, compared, strict=True))) > len(set(told))
         for title, value in zip(titles, compared, strict=True):
             if is_shown or (name == "ema" and value):
                 title.append((name, value))
     groups = {}  # These are the runs of each table by its title.
     for title, result in zip(titles, results, strict=True):
         groups.setdefault(tuple(title), []).append(result)
-    return {title: rows_of(group) for whole in groups.items() for title, group in parted(*whole).items()}
-
-
-def parted(title: tuple, results: list) -> dict:
-    """Parts the runs of a table, by title, that were made of other images or in another precision."""
-    made_of = [dict([*result.images, ("precision", result.precision)]) for result in results]
-    differing = [name for name in made_of[0] if len({held[name] for held in made_of}) > 1]
-    groups = {}
-    for held, result in zip(made_of, results, strict=True):
-        groups.setdefault((*title, *((name, held[name]) for name in differing)), []).append(result)
-    return groups
+    return {title: rows_of(group) for title, group in groups.items()}
 
 
 def rows_of(results: list) -> Rows:
@@ -167,9 +160,10 @@ def print_tables(tables: Tables) -> None:
 def line_of(folder: Path, result: Result) -> dict:
     """Makes a line of the CSV file of a run: its settings but the machine's, the commit of its code, its accuracy."""
     config = runs.read_config(folder)
-    line = {name: value for name, value in config["settings"].items() if name not in config["incidental"]}
-    line |= {name: config["made_of"][name] for name in ("train_set", "val_set", "precision", "threads")}
+    line = config["made_of"]
+    del line["teacher_weights"]  # The table has a row for each.
     return line | {
+        "weights": config["settings"]["weights"],
         "commit": config["versions"]["commit"],
         "top1": result.top1,
         "last_top1": result.last_top1,
