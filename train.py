@@ -57,8 +57,9 @@ class Settings:
     data: str | None = flag(
         "data",
         None,
-        f"A data set ({', '.join(data.DATASETS)}) or a folder with one subfolder per class. matching is made here, and "
-        "the default for nano teachers; imagenette is the default for others.",
+        f"A data set ({', '.join(data.DATASETS)}) or the path of a folder with one subfolder per class, which has a "
+        "slash in it if a data set has that name. matching is made here, and the default for nano teachers; imagenette "
+        "is the default for others.",
         nargs="+",
     )
     mode: str | None = flag(
