@@ -63,7 +63,7 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
 
 def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
     """Opens a run: its settings, with what the command line gives, its student, and its teacher or None."""
-    known = runs.read_true_config(folder)["made_of"]["teacher_weights"]
+    known = runs.read_true_config(folder)["made_of"].get("teacher_weights")
     student = load_student(folder, args.ema).to(args.device)
     given = {name: value for name, value in vars(args).items() if value and name in ("weights", "data_root", "amp")}
     settings, teacher = replace(runs.read_settings(folder, Settings), **given), None
@@ -307,6 +307,7 @@ def agreement(args: Namespace) -> None:
             found[name] += value.mean(-1).cpu() / count  # (blocks,) or (2, blocks)
 
     title = f"{Path(args.run).name} and {runs.teacher_title(settings)}, {count} images"
+    title += warning(Path(args.run), settings, dataset)
     print(f"{title}, mean over heads; teacher > student\n")
     lines, panels = [["block", *UNITS]], {}
     for block in range(student.config.depth):
