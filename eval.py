@@ -239,9 +239,10 @@ def view(args: Namespace) -> None:
     images, picture = chosen_image(args, settings)
     config = teacher.config if student is None else student.config
     blocks = choose_blocks(args.blocks, config.depth)
-    numbers = (config.heads + 1) * (config.prefix + config.grid**2) ** 2  # The mean of a block is a map, too.
     titles = titles_of(args, settings)
-    pictures.check_page_size(len(titles) * numbers, blocks)
+    rows = len(titles) * (config.heads + 1) * (config.prefix + config.grid**2)  # The mean of a block is a map, too.
+    a_row = config.grid**2 + 4 * (len(TOLD) + config.prefix)  # Patches have bytes, and the rest is in float32.
+    pictures.check_page_size(rows * a_row, blocks)
 
     pages = {}
     sides = both_maps(settings, student, teacher, images) if student else [teacher.attention_maps(images)]
@@ -257,7 +258,8 @@ def view(args: Namespace) -> None:
 
 # The page tells these numbers of a token and its row of a map, in these units.
 TOLD = {
-    "largest share": "%",
+    "largest share that it gives to one patch": "%",
+    "largest share that one patch gives to it": "%",
     "share on the class token": "%",
     "share on registers": "%",
     "share on itself": "%",
@@ -269,10 +271,11 @@ TOLD = {
 
 @torch.inference_mode()
 def told_of(maps: Tensor, theirs: Tensor, config: ViTConfig) -> Tensor:
-    """Computes the numbers of TOLD, (..., N, 7), of maps (..., N, N); NaN is for what is not there."""
+    """Computes the numbers of TOLD, (..., N, 8), of maps (..., N, N); NaN is for what is not there."""
     first = int(config.class_token)
     numbers = (
-        maps.amax(-1),
+        maps[..., config.prefix :].amax(-1),
+        maps[..., config.prefix :, :].amax(-2),
         maps[..., :first].mean(-1),  # The mean of no numbers is NaN.
         maps[..., first : config.prefix].mean(-1) * config.registers,
         maps.diagonal(dim1=-2, dim2=-1),

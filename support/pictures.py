@@ -139,8 +139,8 @@ def draw_maps(image: Tensor, patch: tuple | None, sides: dict, path: str) -> Non
 
 
 def check_page_size(a_block: int, blocks: list) -> None:
-    """Raises a `UserError` if maps of so many numbers a block, in all of `blocks`, are too much for a page."""
-    fit = max(2, 24_000_000 // a_block)  # In base64, which makes 4 bytes of 3, this is a page of 32 MB.
+    """Raises a `UserError` if maps of so many bytes a block, in all of `blocks`, are too much for a page."""
+    fit = max(2, 24 * 2**20 // a_block)  # In base64, which makes 4 bytes of 3, this is a page of 32 MiB.
     if len(blocks) > fit:
         some = ",".join(str(blocks[i * len(blocks) // fit]) for i in range(fit))
         raise UserError(f"a page of {len(blocks)} blocks would be too large to open; choose some: --blocks {some}")
@@ -150,7 +150,8 @@ def write_page(image: Tensor, sides: dict, prefix: list, blocks: list, numbers: 
     """Writes viewer.html with an image (3, S, S) from 0 to 1, and with maps in it.
 
     `sides` holds by title the maps (blocks, H + 1, N, N), of which the last head is the mean, and the `numbers` of each
-    row (..., count), of which the first is its largest share. `prefix` names the tokens before the patches.
+    row (..., count), of which the first is the largest share that it gives to one patch, and the second the largest
+    that one patch gives to its token. `prefix` names the tokens before the patches, on which shares are kept exactly.
     """
     from torchvision.transforms.v2.functional import to_pil_image
 
@@ -158,10 +159,12 @@ def write_page(image: Tensor, sides: dict, prefix: list, blocks: list, numbers: 
     source = f"data:image/png;base64,{in_base64(file.getvalue())}"
     content = {"image": source, "prefix": prefix, "blocks": blocks, "numbers": list(numbers.items()), "sides": []}
     for title, (maps, of_rows) in sides.items():
-        content |= {"heads": maps.shape[1] - 1, "grid": math.isqrt(maps.shape[-1] - len(prefix))}
-        shares = (maps / of_rows[..., :1] * 255).round().byte()  # These are relative to the largest of their row.
-        packed = [in_base64(values.numpy().tobytes()) for values in (shares, of_rows)]
-        content["sides"].append({"title": title, "maps": packed[0], "numbers": packed[1]})
+        on_prefix, on_patches = maps.tensor_split([len(prefix)], -1)
+        content |= {"heads": maps.shape[1] - 1, "grid": math.isqrt(on_patches.shape[-1])}
+        relative = (on_patches / of_rows[..., :1]).nan_to_num()  # A row that gives patches nothing has 0 / 0.
+        codes = (relative ** (1 / 8) * 255).round().byte()  # With the root, small shares have fine steps, too.
+        packed = [in_base64(values.numpy().tobytes()) for values in (codes, torch.cat((of_rows, on_prefix), -1))]
+        content["sides"].append({"title": title, "codes": packed[0], "numbers": packed[1]})
     page = Path(__file__).with_name("viewer.html").read_text("utf-8")
     with replacing(Path(path)) as temporary:
         temporary.write_text(page.replace("@DATA@", json.dumps(content).replace("<", "\\u003c")), "utf-8")
