@@ -1394,8 +1394,15 @@ def test_a_disk_without_locks_keeps_nobody_from_training(nano, monkeypatch):
 def test_a_finished_run_is_kept_though_its_teacher_would_have_to_be_made_again(nano, monkeypatch):
     call(train, *TRANSFER, *QUICK)
     cache_path("deit_nano").unlink()
+    build_teacher = train.build_teacher
     monkeypatch.setattr(train, "build_teacher", None)
     assert "finished before" in call(train, *TRANSFER, *QUICK)
+    # But if one of the two had a file of its own, they may be different teachers.
+    monkeypatch.setattr(train, "build_teacher", build_teacher)
+    save_file(vit("deit_nano", 2, "teacher").state_dict(), "other.safetensors")
+    call(train, *TRANSFER, *QUICK, "--weights", "other.safetensors", "--out", "others")
+    monkeypatch.setattr(train, "load_teacher", lambda *words: vit("deit_nano", 1, "teacher"))
+    assert "teacher_weights" in refused(call, train, *TRANSFER, *QUICK, "--out", "others")
 
 
 def test_a_run_goes_on_with_another_precision_number_of_workers_and_pieces_which_evaluation_then_has(nano):

@@ -629,7 +629,8 @@ def finished_before(plan: dict, processes: Processes) -> list[Path]:
         prints = {}  # Images that are computed or downloaded, and a teacher that would be, are what they were.
         if settings.data not in data.MADE:
             prints = data.fingerprints(build_data(settings))
-        if settings.needs_teacher and (settings.weights or kept_at(settings.teacher, settings.teacher_seed).is_file()):
+        from_file = settings.weights or runs.read_settings(folder, Settings).weights
+        if settings.needs_teacher and (from_file or kept_at(settings.teacher, settings.teacher_seed).is_file()):
             prints["teacher_weights"] = fingerprint(processes.first(partial(build_teacher, settings)))
         if runs.is_done(folder, made_of(settings, processes, prints)):
             done.append(folder)

@@ -261,13 +261,13 @@ def fingerprints(images: Data) -> dict:
 
 def seen_before(images: Split, training: Split) -> int:
     """Counts those images that are among the training images, in files of the same name and content."""
-    by_name = {}
+    known = {}
     for path, _ in training.files():
         if path:
-            by_name.setdefault(os.path.basename(path), []).append(path)
+            known.setdefault((os.path.basename(path), os.path.getsize(path)), []).append(path)
     found = 0
     for path, _ in images.files():
-        twins = by_name.get(os.path.basename(path), [])
+        twins = known.get((os.path.basename(path), os.path.getsize(path)), []) if path else []
         found += any(path == twin or filecmp.cmp(path, twin, shallow=False) for twin in twins)
     return found
 
@@ -290,7 +290,6 @@ def balanced(split: Split, count: int) -> Split:
 
 
 # ---- Folders of images -----------------------------------------------------------------------------------------------
-
 
 # Splits are known by these names, in any case. A test set is used where there is no validation set.
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -373,14 +372,12 @@ def files_below(folder: Path) -> dict[str, list]:
         folders[:] = [name for name in sorted(folders) if is_new(os.path.join(place, name), root, seen)]
         if place == str(folder):
             found = {name: [] for name in folders}
-        for name in sorted(files):
-            path = os.path.join(place, name)
-            if name.startswith("."):
-                continue
+        paths = [os.path.join(place, name) for name in sorted(files) if not name.startswith(".")]
+        for path in paths:
             if not os.path.exists(path):
                 raise UserError(f"{path} is a link that leads nowhere; mend it, or remove it")
-            if place != str(folder):
-                found[os.path.relpath(place, folder).split(os.sep)[0]].append(path)
+        if place != str(folder):
+            found[os.path.relpath(place, folder).split(os.sep)[0]] += paths
     return found
 
 

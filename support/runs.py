@@ -49,7 +49,7 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
     variants = [f"{name}={ours[name]}" for name in names_of(settings, "variant") if ours[name] != plain[name]]
     words = [teacher.replace(" ", ""), data_title(settings).rstrip("/"), method, *student, *variants]
     title = "-".join(words).replace(",", "+").encode()[:200].decode("utf-8", "ignore")  # A disk may take 255 bytes.
-    # Of the machine, and of the places where images and weights lie, a run does not depend.
+    # A run does not depend on the machine, nor on the places where its images and its teacher's weights lie.
     free = {"data", "weights", *names_of(settings, "machine")}
     made_of = {name: value for name, value in ours.items() if name not in free}
 
