@@ -148,7 +148,7 @@ def begin(folder: Path, config: dict, processes: Processes) -> Iterator[bool]:
             made_of = config["made_of"]
             held = read_config(folder)["made_of"] if (folder / "config.json").is_file() else made_of
             for name in ("precision", "threads"):
-                before = str(held.get(name))
+                before = held.get(name, "unknown")
                 if before.split(", then ")[-1] != made_of[name]:
                     made_of[name] = f"{before}, then {made_of[name]}"
             write_json(folder / "config.json", config)
