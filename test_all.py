@@ -1057,8 +1057,9 @@ def test_two_processes_train_the_student_that_one_trains(method, nano):
 
 def test_copying_in_two_processes_leaves_out_parameters_that_get_no_gradient(nano):
     """The norms of q and k, which a student that copies does not use; as they are DDP would wait for them."""
-    words = "--teacher qknorm_nano --student native --method copy --weights random --device cpu".split()
-    done = command(*TRANSFER, *QUICK, *words, processes=2)
+    parted_folder("pictures", 10)
+    words = "--teacher qknorm_nano --student native --method copy --weights random --data pictures --workers 0".split()
+    done = command(*TRANSFER, *words, *"--device cpu --epochs 1 --batch-size 10".split(), processes=2)
     assert done.returncode == 0 and "top-1" in done.stdout, done.stderr
 
 
@@ -1079,9 +1080,10 @@ train.main()
 
 
 def test_each_process_and_each_step_has_a_seed_of_its_own(nano):
+    parted_folder("pictures", 20)
     Path("script.py").write_text(SEEDS)
     launcher = "-m torch.distributed.run --standalone --nproc_per_node=2 script.py --device cpu".split()
-    assert python(*launcher, *BASELINE, *QUICK).returncode == 0
+    assert python(*launcher, *BASELINE, *QUICK, *"--data pictures --workers 0".split()).returncode == 0
     seeds = [Path(f"seeds{rank}").read_text().split() for rank in (0, 1)]
     assert len(seeds[0]) == len(seeds[1]) == 6 and len({*seeds[0], *seeds[1]}) == 12
 
