@@ -63,7 +63,10 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
 
 def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
     """Opens a run: its settings, with what the command line gives, its student, and its teacher or None."""
-    known = runs.read_true_config(folder)["made_of"].get("teacher_weights")
+    config = runs.read_config(folder)
+    known = config["made_of"].get("teacher_weights")
+    if config["settings"]["method"] == "copy":
+        runs.read_true_config(folder)  # In an exercise, such a student reads with other maps than its teacher's.
     student = load_student(folder, args.ema).to(args.device)
     given = {name: value for name, value in vars(args).items() if value and name in ("weights", "data_root", "amp")}
     settings, teacher = replace(runs.read_settings(folder, Settings), **given), None

@@ -3060,8 +3060,12 @@ def test_a_copy_run_without_its_teachers_weights_names_the_file(trained):
 
 
 def test_a_run_with_a_learners_function_in_it_is_refused_and_left_out_of_tables(trained, tmp_path):
-    folder = copy_of(trained, tmp_path, "deit_nano baseline")
-    runs.write_json(folder / "config.json", read_json(folder, "config.json") | {"exercise": {"number": 4}})
+    distilled = copy_of(trained, tmp_path / "distilled", "deit_nano distill")
+    folder = copy_of(trained, tmp_path, "deit_nano copy")
+    for place, number in (distilled, 2), (folder, 4):
+        runs.write_json(place / "config.json", read_json(place, "config.json") | {"exercise": {"number": number}})
+    assert "| kl " in call(evaluation, "agreement", distilled)
+    assert "had a learner's function in it" in refused(call, evaluation, "accuracy", distilled)
     for words in ["accuracy"], ["agreement"], ["view", "--out", "v.html"], ["maps", "--figure", "m.png"]:
         assert "had a learner's function in it" in refused(call, evaluation, words[0], folder, *words[1:])
     shutil.copytree(run(trained, "deit_nano baseline"), tmp_path / "true")
