@@ -1384,7 +1384,7 @@ def test_a_run_that_another_command_finished_meanwhile_is_kept(nano, monkeypatch
     call(train, *BASELINE, *QUICK)
     monkeypatch.setattr(train, "finished_before", lambda plan, processes: [])
     before = (run_of("baseline") / "student.safetensors").stat().st_mtime_ns
-    assert "another command has finished it" in call(train, *BASELINE, *QUICK)
+    assert "left as it is; it is finished" in call(train, *BASELINE, *QUICK)
     assert (run_of("baseline") / "student.safetensors").stat().st_mtime_ns == before
 
 
@@ -2490,6 +2490,27 @@ def test_a_row_says_if_the_student_has_learnt_from_what_it_is_scored_on(nano, mo
     assert "the images of the training are gone, and may be among these" in row("--data", "elsewhere")
 
 
+def test_a_row_says_if_a_folder_holds_the_files_of_the_named_set_that_was_learnt(nano, monkeypatch):
+    parted = {"train": noise_folders(Path("data/food-101/images"), each=6), "test": noise_folders(Path("held"), each=2)}
+
+    def food(root, split, **options):
+        paths = sorted(parted[split].rglob("*.png"))
+        labels = ["ab".index(path.parent.name) for path in paths]
+        files = [
+            Path(root, "food-101/images", *path.parts[-2:]) if split == "train" else path.absolute() for path in paths
+        ]
+        return argparse.Namespace(classes=["a", "b"], _labels=labels, _image_files=files)
+
+    monkeypatch.setattr("torchvision.datasets.Food101", food)
+    call(train, *"--mode baseline --data food101 --epochs 1 --workers 0".split())
+    folder = run_of("baseline", data="food101")
+    own, images, others = (
+        call(evaluation, "accuracy", folder, *words).splitlines()[1]
+        for words in ([], ["--data", "data/food-101/images"], ["--data", "held"])
+    )
+    assert " 4 " in own and "training" not in own + others and "(12 of them are training images)" in images
+
+
 def test_evaluation_has_the_runs_precision_unless_told(nano, monkeypatch):
     asked, precision = [], train.mixed_precision
     monkeypatch.setattr(evaluation, "mixed_precision", lambda amp, device: asked.append(amp) or precision(amp, device))
@@ -3468,6 +3489,10 @@ def test_a_picture_that_would_be_black_as_nothing_of_it_can_be_decoded_is_refuse
     textured().save(whole, "png")
     (tmp_path / "a.png").write_bytes(whole.getvalue()[: whole.getvalue().index(b"IDAT") + 4])
     assert "nothing of it can be decoded" in refused(data.read_image, tmp_path / "a.png")
+    whole = io.BytesIO()
+    textured().convert("RGBA").save(whole, "png")  # Nor is it white, as what is transparent would be.
+    (tmp_path / "a.png").write_bytes(whole.getvalue()[: whole.getvalue().index(b"IDAT") + 4])
+    assert "nothing of it can be decoded" in refused(data.read_image, tmp_path / "a.png")
     pets = argparse.Namespace(classes=["cat"], _labels=[0, 0], _images=[tmp_path / "a.png", tmp_path / "b.png"])
     monkeypatch.setattr("torchvision.datasets.OxfordIIITPet", lambda *a, **o: pets)
     assert "only partly unpacked: 1 of 2 images" in refused(load, "pets")
@@ -3558,12 +3583,12 @@ def test_imagenet_is_read_from_its_folders_which_are_named_where_they_are_missin
 
 @pytest.mark.parametrize(
     "train, held_out",
-    [("train", "val"), ("train", "valid"), ("train", "validation"), ("Train", "Val"), ("TRAINING", "Test")],
+    [("train", "val"), ("train", "valid"), ("train", "evaluation"), ("Train", "Val"), ("TRAINING", "Testing")],
 )
 def test_splits_are_known_by_their_usual_names_in_any_case(train, held_out, tmp_path):
     noise_folders(tmp_path / train, each=3)
     noise_folders(tmp_path / held_out, each=2)
-    if held_out != "Test":  # What is called a test set is used if there is no other.
+    if held_out != "Testing":  # What is called a test set is used if there is no other.
         noise_folders(tmp_path / "test", each=5)
     loaded = load(tmp_path)
     assert (len(loaded.train), len(loaded.val), loaded.classes) == (6, 4, ["a", "b"])
@@ -3581,7 +3606,10 @@ def test_each_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
     (photos / "b" / "loop").symlink_to("..")
     split, classes = data.class_folders(photos)
     assert classes == ["a", "b"] and [path for path, _ in split.source] == before
-    # What lies elsewhere is read by way of a link, once.
+    # What lies elsewhere, or in a hidden folder, is read by way of a link, once.
+    noise_folders(photos / ".store", "e", each=3) and (photos / "e").symlink_to(".store/e")
+    assert data.class_folders(photos)[1] == ["a", "b", "e"]
+    (photos / "e").unlink()
     (photos / "c").symlink_to(elsewhere / "c")
     (photos / "a" / "more").symlink_to(elsewhere / "d")
     (photos / "b" / "more").symlink_to(elsewhere / "d")
@@ -3603,7 +3631,8 @@ def test_files_of_other_endings_are_counted_and_jfif_is_read(tmp_path):
         (tmp_path / name / "000.jpg").rename(tmp_path / name / "000.JFIF")
         for number in range(5):
             (tmp_path / name / f"{number}.avif").touch()
-    with pytest.warns(match=r"10 of 16 files, such as .*0.avif, are left out; images end in .jpg .jpeg .jfif .png"):
+    write_images(tmp_path, 2)  # These lie beside the folders of the classes.
+    with pytest.warns(match=r"12 of 18 files, such as .*000.png, are left out; images end in .jpg .jpeg .jfif .png"):
         loaded = load(tmp_path)
     assert len(loaded.train) + len(loaded.val) == 6 and loaded.train[0][0].shape == (3, 16, 16)
 
@@ -3659,6 +3688,11 @@ def test_a_very_long_image_is_cut_before_it_is_made_large(size, tmp_path):
 
 def test_the_middle_of_a_long_image_is_what_evaluation_sees_of_it(tmp_path):
     picture = textured((5000, 100))
+    whole = data.plain_view("a folder", 64, (MEAN, STD))(picture)  # At this size an image is seen whole.
+    assert torch.equal(whole, data.plain_view("cifar10", 64, (MEAN, STD))(picture))
+    assert (
+        whole[:, 0, 0].tolist() != data.plain_view("a folder", 64, (MEAN, STD))(data.middle(picture))[:, 0, 0].tolist()
+    )
     cut = picture.crop((2000, 0, 3000, 100))
     view = data.plain_view("a folder", 80, (MEAN, STD))
     assert (view(picture) - view(cut)).abs().max() < 1e-6

@@ -631,7 +631,7 @@ def finished_before(plan: dict, processes: Processes) -> list[Path]:
             prints = data.fingerprints(build_data(settings))
         from_file = settings.weights or runs.read_settings(folder, Settings).weights
         if settings.needs_teacher and (from_file or kept_at(settings.teacher, settings.teacher_seed).is_file()):
-            prints["teacher_weights"] = fingerprint(processes.first(partial(build_teacher, settings)))
+            prints["teacher_weights"] = fingerprint(build_teacher(settings))
         if runs.is_done(folder, made_of(settings, processes, prints)):
             done.append(folder)
     return done

@@ -74,7 +74,9 @@ def train_grid(
     for settings in plan:
         folder = Path(options.out) / "exercises" / f"e{args.exercise}" / label / train.describe(settings)["name"]
         folders.append(folder)
-        if options.fresh or (folder / "config.json").is_file() and answer_of(folder) != args.hash:
+        has_run = (folder / "config.json").is_file()
+        # A run of another answer starts over. One of another prediction stays with what was predicted then.
+        if options.fresh or has_run and runs.read_config(folder)["exercise"]["answer"] != args.hash:
             runs.clear(folder, processes)
         images, its_teacher = train.build_data(settings), None
         if settings.needs_teacher:
@@ -89,11 +91,6 @@ def train_grid(
                 with tqdm(total=run.steps, desc=f"{label} {folder.name}", unit="step") as bar:
                     train.train(run, folder, bar)
     return folders
-
-
-def answer_of(folder: Path) -> str:
-    """The hash of the answer with which a run was trained. One of another prediction stays with what was predicted."""
-    return runs.read_config(folder)["exercise"]["answer"]
 
 
 def tell(label: str, folders: list[Path]) -> None:

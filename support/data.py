@@ -170,7 +170,7 @@ def find_folder(name: str, root: str, datasets: list = DATASETS) -> Path:
         return path
     if os.sep in name:
         raise UserError(f"there is no folder {name}; put it back, or name another place of the images with --data")
-    raise UserError(f"{unknown('dataset', name, datasets)} (the path of a folder of images works too)")
+    raise UserError(f"{unknown('dataset', name, datasets)} (nor is there a folder of images of that name)")
 
 
 def from_torchvision(name: str, root: str) -> tuple:
@@ -225,7 +225,8 @@ def matching_split(count: int, seed: int, normalisation: tuple) -> Split:
 def hold_out(split: Split) -> tuple:
     """Holds out a tenth of the images. It returns the training and the held-out images.
 
-    The hash of its name decides on each image, so that a new one moves no other. But each class has an image in both.
+    The hash of its name decides on each image, and where no name of a class is among the lowest tenth, the lowest is
+    held out. So a new image makes no training image a held-out one, but in a class of very few images.
     """
     by_class = {}
     for item, (_, name) in zip(split.items, split.files(), strict=True):
@@ -292,7 +293,9 @@ def balanced(split: Split, count: int) -> Split:
 # ---- Folders of images -----------------------------------------------------------------------------------------------
 
 # Splits are known by these names, in any case. A test set is used where there is no validation set.
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {name: "train" for name in ("train", "training")}
+SPLITS |= {name: "val" for name in ("val", "valid", "validation", "dev", "eval", "evaluation")}
+SPLITS |= {name: "test" for name in ("test", "testing")}
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -338,6 +341,7 @@ def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, lis
     alphabetical order. Hidden files and folders do not count.
     """
     found = files_below(folder)
+    left_out = found.pop(".")
     if not found:
         raise UserError(f"{folder} has no class folders; put the images of each class into a folder of its own")
     if {name.lower() for name in found} <= SPLITS.keys():
@@ -351,7 +355,7 @@ def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, lis
         if not images:
             raise UserError(f"class '{name}' of {folder} has no images; add some or remove the folder")
         samples += images
-    left_out = [path for files in found.values() for path in files if not path.lower().endswith(ENDINGS)]
+        left_out += [path for path in files if not path.lower().endswith(ENDINGS)]
     if left_out:
         count = f"{len(left_out):,} of {len(left_out) + len(samples):,} files, such as {left_out[0]}"
         warnings.warn(f"{count}, are left out; images end in {' '.join(ENDINGS)}", stacklevel=2)
@@ -364,27 +368,30 @@ def folders_of(folder: Path) -> list[str]:
 
 
 def files_below(folder: Path) -> dict[str, list]:
-    """Lists the files below each folder of a folder, by its name. Links are followed, but each folder is read once."""
+    """Lists the files below each folder of a folder, by its name, and under "." those beside them.
+
+    Links are followed, but each folder is read once.
+    """
     root = os.path.realpath(folder)
     seen = set()
     found = {}
     for place, folders, files in os.walk(folder, onerror=cannot_read, followlinks=True):
         folders[:] = [name for name in sorted(folders) if is_new(os.path.join(place, name), root, seen)]
         if place == str(folder):
-            found = {name: [] for name in folders}
+            found = {name: [] for name in (*folders, ".")}
         paths = [os.path.join(place, name) for name in sorted(files) if not name.startswith(".")]
         for path in paths:
-            if not os.path.exists(path):
+            if os.path.islink(path) and not os.path.exists(path):
                 raise UserError(f"{path} is a link that leads nowhere; mend it, or remove it")
-        if place != str(folder):
-            found[os.path.relpath(place, folder).split(os.sep)[0]] += paths
+        found.setdefault(os.path.relpath(place, folder).split(os.sep)[0], []).extend(paths)
     return found
 
 
 def is_new(path: str, root: str, seen: set[str]) -> bool:
     """Tells whether a folder is to be read: not if it is hidden, was `seen`, or is a link to what is read anyway."""
     real = os.path.realpath(path)
-    leads_back = os.path.islink(path) and os.path.commonpath((real, root)) in (real, root)
+    inside = Path(real).is_relative_to(root) and f"{os.sep}." not in real.removeprefix(root)
+    leads_back = os.path.islink(path) and (inside or Path(root).is_relative_to(real))
     if os.path.basename(path).startswith(".") or leads_back or real in seen:
         return False
     seen.add(real)
@@ -403,10 +410,11 @@ def read_image(path: str | Path) -> Any:
         ImageFile.LOAD_TRUNCATED_IMAGES = damaged  # The second try takes what it can get.
         try:
             with Image.open(path) as opened:
+                opened.load()
+                if damaged and not opened.getbbox():
+                    raise ValueError("nothing of it can be decoded")
                 image = to_rgb(opened)
             if damaged:
-                if not image.getbbox():
-                    raise ValueError("nothing of it can be decoded")
                 warnings.warn(f"{path} is damaged; what can be read of it is used", stacklevel=2)
             return image
         except MemoryError as error:
@@ -489,7 +497,8 @@ def plain_view(name: str, img_size: int, normalisation: tuple) -> Callable:
     if is_small(name, img_size):
         side = (img_size, img_size)
     resize = v2.Resize(side, v2.InterpolationMode.BICUBIC)  # arXiv 2411.09702 resizes so too.
-    return v2.Compose([middle, resize, v2.CenterCrop(img_size), partial(to_tensor, normalisation=normalisation)])
+    steps = [resize] if is_small(name, img_size) else [middle, resize]
+    return v2.Compose([*steps, v2.CenterCrop(img_size), partial(to_tensor, normalisation=normalisation)])
 
 
 def middle(image: Any) -> Any:

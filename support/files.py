@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from support.errors import UserError
 
-DISK = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # A disk is full or broken; None is torch's word.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # The disk is full or broken.
 
 
 def check_name(path: Path) -> None:

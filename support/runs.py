@@ -98,13 +98,11 @@ def is_done(folder: Path, asked: dict) -> bool:
     held["precision"] = str(held.get("precision")).split(", then ")[-1]  # the one with which it ended
     # A stopped run may go on in another precision. Of a finished one, the number of processes changed only rounding.
     free = {"threads", "processes" if finished else "precision"}
-    differ = []
-    for name in asked.keys() - free:
-        if held.get(name) != asked[name]:
-            differ.append(f"{name} {held.get(name)} there and {asked[name]} here")
-    if differ:
+    names = [name for name in asked if name not in free and held.get(name) != asked[name]]
+    if names:
+        differ = "; ".join(f"{name} {held.get(name)} there and {asked[name]} here" for name in names)
         remedy = "start over with --fresh, or choose another --out"
-        raise UserError(f"{folder} holds a run that was made of other things: {'; '.join(sorted(differ))}; {remedy}")
+        raise UserError(f"{folder} holds a run that was made of other things: {differ}; {remedy}")
     return finished
 
 
@@ -112,8 +110,8 @@ def is_done(folder: Path, asked: dict) -> bool:
 def lock(folder: Path, processes: Processes) -> Iterator[bool]:
     """Yields whether this command may train the run of that folder. If so, no other command may until the end.
 
-    The system drops a lock when its process ends, however it ends. A disk of several machines keeps locks for all of
-    them, or has none; where there are none, as on Windows, every command may.
+    The system drops a lock when its process ends, however it ends. Most disks that machines share keep locks for all of
+    them. Where there are no locks, as on Windows, every command may.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
@@ -143,7 +141,7 @@ def begin(folder: Path, config: dict, processes: Processes) -> Iterator[bool]:
     with lock(folder, processes) as may:
         finished = may and is_done(folder, config["made_of"])
         if processes.main and (finished or not may):
-            print(f"{folder.name}: left as it is; another command {'has finished' if finished else 'is training'} it")
+            print(f"{folder.name}: left as it is; {'it is finished' if finished else 'another command is training it'}")
         elif processes.main:
             made_of = config["made_of"]
             held = read_config(folder)["made_of"] if (folder / "config.json").is_file() else made_of
@@ -286,7 +284,7 @@ class Checkpoint:
             try:
                 torch.save({"epochs": epochs, "seconds": seconds, **states}, temporary)
             except RuntimeError as error:  # This is torch's word for a full disk.
-                raise OSError(str(error).splitlines()[0]) from error
+                raise OSError(errno.ENOSPC, str(error).splitlines()[0]) from error
 
     def check_finite(self, step: int) -> None:
         """Raises a `UserError` if the state, after that step, has numbers that are not finite: it is not to be kept."""

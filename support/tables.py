@@ -16,7 +16,7 @@ MADE_OF = ("train_set", "val_set", "precision")
 
 @dataclass(frozen=True)
 class Result:
-    """This is a finished run as a table sees it. Two results are equal if their runs have the same settings."""
+    """This is a finished run as a table sees it. Two results are equal if their runs were made of the same."""
 
     place: tuple  # These are the numbers of family and teacher in the registry.
     family: str
