@@ -117,10 +117,11 @@ CHANGED = " (the run's images have changed since; some may be training images)"
 
 def warning(folder: Path, settings: Settings, scored: data.Images) -> str:
     """Says if the student has learnt from some of the images that it is scored on, or if nobody can tell."""
-    source = data.SOURCES.get(settings.data)
-    own_files = str(Path(settings.data_root, source.files.partition("{")[0])) if source else ""
-    if settings.data in data.MADE and not (own_files and scored.split.root.startswith(own_files)):
-        return ""  # The held-out images of these sets are published, and other folders have nothing to do with them.
+    if settings.data in data.MADE:
+        # Their held-out images are published. Only in a folder of their own files may there be others of theirs.
+        files = data.SOURCES[settings.data].files.partition("{")[0] if settings.data in data.SOURCES else ""
+        if not files or not scored.split.root.startswith(str(Path(settings.data_root, files))):
+            return ""
     try:
         now = build_data(settings)
     except UserError:

@@ -3632,7 +3632,9 @@ def test_files_of_other_endings_are_counted_and_jfif_is_read(tmp_path):
         for number in range(5):
             (tmp_path / name / f"{number}.avif").touch()
     write_images(tmp_path, 2)  # These lie beside the folders of the classes.
-    with pytest.warns(match=r"12 of 18 files, such as .*000.png, are left out; images end in .jpg .jpeg .jfif .png"):
+    with pytest.warns(
+        match=r"12 of 18 files, such as .*000.png, are left out; images lie .* and end in .jpg .jpeg .jfif .png"
+    ):
         loaded = load(tmp_path)
     assert len(loaded.train) + len(loaded.val) == 6 and loaded.train[0][0].shape == (3, 16, 16)
 

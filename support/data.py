@@ -358,7 +358,8 @@ def class_folders(folder: Path, classes: list | None = None) -> tuple[Split, lis
         left_out += [path for path in files if not path.lower().endswith(ENDINGS)]
     if left_out:
         count = f"{len(left_out):,} of {len(left_out) + len(samples):,} files, such as {left_out[0]}"
-        warnings.warn(f"{count}, are left out; images end in {' '.join(ENDINGS)}", stacklevel=2)
+        rule = f"images lie in the folder of a class, and end in {' '.join(ENDINGS)}"
+        warnings.warn(f"{count}, are left out; {rule}", stacklevel=2)
     return Split(samples, [(index, label) for index, (_, label) in enumerate(samples)], str(folder)), classes
 
 
