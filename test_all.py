@@ -3688,7 +3688,8 @@ def test_a_very_long_image_is_cut_before_it_is_made_large(size, tmp_path):
         assert image.shape == (3, 224, 224) and image.isfinite().all()
 
 
-def test_the_middle_of_a_long_image_is_what_evaluation_sees_of_it(tmp_path):
+def test_the_middle_of_a_long_image_is_what_evaluation_sees_of_it(monkeypatch):
+    monkeypatch.setattr(data, "middle", cut_off := Mock(wraps=data.middle))
     picture = textured((5000, 100))
     whole = data.plain_view("a folder", 64, (MEAN, STD))(picture)  # At this size an image is seen whole.
     assert torch.equal(whole, data.plain_view("cifar10", 64, (MEAN, STD))(picture))
@@ -3697,8 +3698,8 @@ def test_the_middle_of_a_long_image_is_what_evaluation_sees_of_it(tmp_path):
     )
     cut = picture.crop((2000, 0, 3000, 100))
     view = data.plain_view("a folder", 80, (MEAN, STD))
-    assert (view(picture) - view(cut)).abs().max() < 1e-6
-    assert data.middle(cut) is cut
+    assert (view(picture) - view(cut)).abs().max() < 1e-6 and data.middle(cut) is cut
+    assert cut_off.call_count == 4  # two here, and in both views: the ends are cut off before the image is resized
 
 
 def test_an_image_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
