@@ -45,6 +45,7 @@ class ViTConfig:
     class_token: bool = True
     pool: str = "token"  # The head reads the class "token" or the "avg" of the patches; "none" has no head.
     norm_eps: float = 1e-6
+    tanh_gelu: bool = False  # This is GELU's approximation by a tanh, with which code in JAX trains by default.
     drop_path: float = 0.0  # This is the rate of stochastic depth, see `ViT.draw_drops`.
 
     # The native components. The purpose of each is given here.
@@ -250,12 +251,13 @@ class MLP(nn.Module):
         hidden = int(config.dim * config.mlp_ratio)
         self.fc1 = nn.Linear(config.dim, hidden)
         self.quick_gelu = config.quick_gelu
+        self.approximation = "tanh" if config.tanh_gelu else "none"
         self.norm = make_norm(config, hidden, config.sub_ln is not None)
         self.fc2 = nn.Linear(hidden, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        x = x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x)
+        x = x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x, approximate=self.approximation)
         return self.fc2(self.norm(x))
 
 

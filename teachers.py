@@ -167,8 +167,8 @@ TEACHERS = {
     "clip_b32": entry("clip", "b", "vit_base_patch32_clip_224.openai", patch_size=32),
     "clip_b": entry("clip", "b", "vit_base_patch16_clip_224.openai"),
     "clip_l": entry("clip", "l", "vit_large_patch14_clip_224.openai", patch_size=14),
-    "siglip_b": entry("siglip", "b", "vit_base_patch16_siglip_224.webli"),
-    "siglip2_b": entry("siglip", "b", "vit_base_patch16_siglip_224.v2_webli", "SigLIP 2"),
+    "siglip_b": entry("siglip", "b", "vit_base_patch16_siglip_224.webli", tanh_gelu=True),
+    "siglip2_b": entry("siglip", "b", "vit_base_patch16_siglip_224.v2_webli", "SigLIP 2", tanh_gelu=True),
     "beit_b": entry("beit", "b", "beit_base_patch16_224.in22k_ft_in22k"),
     "beit3_b": entry("beit3", "b", "beit3_base_patch16_224.pt"),
     "dinov2_s": entry("dinov2", "s", "vit_small_patch14_dinov2.lvd142m", patch_size=14, img_size=518),
@@ -237,7 +237,7 @@ def student_config(
     if "swiglu" not in chosen:
         left_out.add("mlp_ratio")
     if components != "native":
-        left_out.add("norm_eps")
+        left_out |= {"norm_eps", "tanh_gelu"}
     standard = {field: getattr(ViTConfig, field) for field in left_out}
     pool = "avg" if teacher.url else theirs.pool
     return replace(theirs, img_size=img_size or theirs.img_size, num_classes=num_classes, pool=pool, **standard)

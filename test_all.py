@@ -1818,7 +1818,8 @@ SPECIFICATIONS = {
     "clip_b32": ("vit_base_patch32_clip_quickgelu_224", {}),
     "clip_b": ("vit_base_patch16_clip_quickgelu_224", {}),
     "clip_l": ("vit_large_patch14_clip_quickgelu_224", {}),
-    **dict.fromkeys(["siglip_b", "siglip2_b"], ("vit_base_patch16_siglip_224", {})),
+    # Trained with this GELU, though timm's own model has the exact one.
+    **dict.fromkeys(["siglip_b", "siglip2_b"], ("vit_base_patch16_siglip_224", dict(act_layer="gelu_tanh"))),
     "beit_b": ("beit_base_patch16_224", {}),
     "beitv2_b": ("beitv2_base_patch16_224", SHARED),
     "beitv2_l": ("beitv2_large_patch16_224", SHARED),
