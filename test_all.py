@@ -2757,7 +2757,7 @@ def test_two_files_of_weights_are_two_teachers(results):
     rows = {row[1]: row for row in cells_of(out)}
     header, gains = rows["teacher"], ("+10.0", "+11.0")
     for name, gain in zip(["a.pth", "b.pth"], gains):
-        assert rows[f"deit_nano (weights print {name})"][header.index("distill")] == gain
+        assert rows[f"deit_nano (own file) (weights print {name})"][header.index("distill")] == gain
     assert "has the settings of another run" not in out
     assert len(rows) == len(cells_of(out)), "each teacher has one row"
 

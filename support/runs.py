@@ -67,7 +67,8 @@ def describe(settings: Any, usual: Any, published: dict, family: str, place: lis
         "table": {
             "place": place,
             "family": family,
-            "title": teacher,
+            # A file does not hold all that makes a teacher, so tables say where it was the user's own.
+            "title": teacher if settings.weights in (None, "random") else f"{teacher} (own file)",
             "conditions": conditions,
             "column": " ".join([*student, method, *variants]),
         },
