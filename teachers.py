@@ -2,10 +2,11 @@
 
     python teachers.py                    # This prints the table of all teachers.
     python teachers.py eva02_s dinov2_b   # This downloads these two and checks them.
+    python teachers.py model.safetensors  # This says which teachers' weights a file holds.
 
 This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: it
-has an architecture that model.py can build, and the address of a file. Then look at its family, which says how that
-file is laid out. A file is read whole or refused: each of its tensors is used, or is on the family's list of unwanted
+has an architecture that model.py can build, and the address of a file. Then look at `LAYOUTS`, which tell what files
+call the parts of a ViT. A file is read whole or refused: each of its tensors is used, or is on the list of unwanted
 ones.
 
 The teachers named `<family>_nano` need no download. They have the native components of their family in a small model,
@@ -13,13 +14,17 @@ and are pretrained here, on the data set `matching`, when they are first asked f
 """
 
 import hashlib
+import itertools
 import json
 import re
+import shlex
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +33,7 @@ from safetensors.torch import save, save_file, save_model
 from torch import Tensor
 from tqdm import tqdm
 
-from model import COMPONENTS, ViT, ViTConfig, native_components
+from model import COMPONENTS, ViT, ViTConfig, native_components, sincos_positions
 from support.arguments import Parser
 from support.data import normalise
 from support.errors import UserError, answer_mistakes, unknown
@@ -36,7 +41,7 @@ from support.files import replacing
 from support.matching import SHAPES, matching
 from support.schedule import cosine_schedule
 from support.tables import print_aligned
-from support.weights import address, cache_path, download, is_safetensors, read_tensors
+from support.weights import address, cache_path, download, in_hub_cache, is_safetensors, read_tensors, split_word
 
 # ---- The registry: families ------------------------------------------------------------------------------------------
 
@@ -53,32 +58,28 @@ class Family:
     title: str
     licence: str
     normalisation: tuple = IMAGENET
-    unwanted: tuple = ("head.*",)  # A teacher does not need the published tensors of these names.
-    key_prefix: str = ""  # Where a file holds other models too, the teacher's names begin so.
-    container: str = ""  # This entry of the authors' pickle holds the tensors.
     finding: str = ""  # If it is known, this says what transfer to a standard student does (arXiv 2605.07191).
     img_size: int | None = None  # The papers used the teachers at this size in pixels, if not at their own.
 
 
-BEITV2_HEADS = ("*.relative_position_index", "mask_token", "lm_head.*", "cls_pt_layers.*")
 FAMILIES = {
     "deit": Family("DeiT", "Apache-2.0", finding="works"),
     "deit3": Family("DeiT III", "Apache-2.0"),
     "augreg": Family("AugReg ViT", "Apache-2.0", HALF),
     "dino": Family("DINO", "Apache-2.0", finding="works"),
-    "mocov3": Family("MoCo v3", "CC-BY-NC-4.0", container="state_dict", key_prefix="module.base_encoder."),
-    "mae": Family("MAE", "CC-BY-NC-4.0", container="model"),
-    "ibot": Family("iBOT", "Apache-2.0", unwanted=("head.*", "masked_embed"), container="state_dict"),
-    "msn": Family("MSN", "CC-BY-NC-4.0", IMAGENET, ("fc.*", "pred.*"), "module.", "target_encoder"),
-    "clip": Family("CLIP", "Apache-2.0", OPENAI, ("proj",), "visual.", finding="fails"),
-    "siglip": Family("SigLIP", "Apache-2.0", HALF, ("head.*", "attn_pool.*")),
-    "beit": Family("BEiT", "Apache-2.0", HALF, ("head.*", "fc_norm.*", "*.relative_position_index")),
-    "beitv2": Family("BEiT v2", "MIT", IMAGENET, BEITV2_HEADS, container="model", finding="fails"),
-    "beit3": Family("BEiT-3", "Apache-2.0", unwanted=("head.*", "fc_norm.*")),
-    "dinov2": Family("DINOv2", "Apache-2.0", unwanted=("head.*", "mask_token"), finding="fails", img_size=224),
+    "mocov3": Family("MoCo v3", "CC-BY-NC-4.0"),
+    "mae": Family("MAE", "CC-BY-NC-4.0"),
+    "ibot": Family("iBOT", "Apache-2.0"),
+    "msn": Family("MSN", "CC-BY-NC-4.0"),
+    "clip": Family("CLIP", "Apache-2.0", OPENAI, finding="fails"),
+    "siglip": Family("SigLIP", "Apache-2.0", HALF),
+    "beit": Family("BEiT", "Apache-2.0", HALF),
+    "beitv2": Family("BEiT v2", "MIT", finding="fails"),
+    "beit3": Family("BEiT-3", "Apache-2.0"),
+    "dinov2": Family("DINOv2", "Apache-2.0", finding="fails", img_size=224),
     "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails", img_size=224),
-    "dinov3": Family("DINOv3", "DINOv3", unwanted=("head.*", "rope.*")),
-    "eva02": Family("EVA-02", "MIT", OPENAI, ("head.*", "fc_norm.*", "rope.*")),
+    "dinov3": Family("DINOv3", "DINOv3"),
+    "eva02": Family("EVA-02", "MIT", OPENAI),
     "qknorm": Family("ViT with qk-norm", ""),  # No published teacher has it.
 }
 
@@ -256,89 +257,182 @@ def name_components(name: str, components: str) -> str:
 
 # ---- From a published file's names to ours ---------------------------------------------------------------------------
 #
-# Each step takes tensors by name and brings them nearer to our form. A name that is in our form stays, so it does no
-# harm to convert tensors twice.
+# The same network is published under several sets of names. A layout holds one of them as patterns, so that one sees
+# what it calls the parts of a ViT. What is more than a name is done by a function below. What is in our form already
+# stays, so it does no harm to convert tensors twice.
 
-RENAMES = [
-    (r"\.gamma_([12])$", r".ls\1.gamma"),  # BEiT and BEiT v2 name LayerScale so.
-    (r"attn\.relative_position_bias_table$", "attn.rel_pos.relative_position_bias_table"),
-    (r"attn\.([qv])_proj\.bias$", r"attn.\1_bias"),  # EVA-02 B and L name these biases so.
-    # The names below are those of CLIP in OpenCLIP's files.
-    (r"^class_embedding$", "cls_token"),
-    (r"^positional_embedding$", "pos_embed"),
-    (r"^conv1\.", "patch_embed.proj."),
-    (r"^ln_pre\.", "norm_pre."),
-    (r"^ln_post\.", "norm."),
-    (r"^transformer\.resblocks\.", "blocks."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-]
 
+@dataclass(frozen=True)
+class Layout:
+    """A layout is what files of one origin call the parts of a ViT."""
+
+    title: str
+    kernel: str  # This pattern is the name of the kernel that makes tokens of patches. It tells the layout of a file.
+    renames: dict[str, str]  # Each pattern is replaced in all names, in this order.
+
+
+LAYOUTS = (
+    Layout(
+        "the layout of timm or of its authors",
+        r"patch_embed\.proj\.weight",
+        {
+            r"\.gamma_([12])$": r".ls\1.gamma",  # BEiT, BEiT v2 and DeiT III name LayerScale so.
+            r"attn\.relative_position_bias_table$": "attn.rel_pos.relative_position_bias_table",
+            r"attn\.([qv])_proj\.bias$": r"attn.\1_bias",
+            r"^(register|storage)_tokens$": "reg_token",  # DINOv2 and DINOv3 name registers so.
+            # The names below are those of EVA-02's authors. DINOv3's gate has them, too.
+            r"\.(inner_attn_ln|ffn_ln)\.": ".norm.",
+            r"\.w12\.": ".fc1.",
+            r"\.w1\.": ".fc1_g.",
+            r"\.w2\.": ".fc1_x.",
+            r"\.w3\.": ".fc2.",
+        },
+    ),
+    Layout(
+        "OpenCLIP's layout",
+        r"conv1\.weight",
+        {
+            r"^class_embedding$": "cls_token",
+            r"^positional_embedding$": "pos_embed",
+            r"^conv1\.": "patch_embed.proj.",
+            r"^ln_pre\.": "norm_pre.",
+            r"^ln_post\.": "norm.",
+            r"^transformer\.resblocks\.": "blocks.",
+            r"\.ln_([12])\.": r".norm\1.",
+            r"\.attn\.in_proj_": ".attn.qkv.",
+            r"\.attn\.out_proj\.": ".attn.proj.",
+            r"\.mlp\.c_fc\.": ".mlp.fc1.",
+            r"\.mlp\.c_proj\.": ".mlp.fc2.",
+        },
+    ),
+    Layout(
+        "transformers' layout",
+        r"embeddings\.patch_embeddings?(\.projection)?\.weight",
+        {
+            r"^embeddings\.": "",
+            r"^patch_embeddings?(\.projection)?\.": "patch_embed.proj.",
+            r"^class_embedding$": "cls_token",
+            r"^distillation_token$": "dist_token",
+            r"^position_embeddings?(\.weight)?$": "pos_embed",
+            r"^register_tokens$": "reg_token",
+            r"^(encoder\.|model\.)?layers?\.(\d+)\.": r"blocks.\2.",
+            # Files have long names for q, k and v, version 5 has short ones in memory, and CLIP and SigLIP have others.
+            r"\.(attention\.attention|attention|self_attn)\.([qkv])(uery|ey|alue|_proj)\.": r".attn.\2_proj.",
+            r"\.attn\.([qkv])_proj\.bias$": r".attn.\1_bias",
+            r"\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.": ".attn.proj.",
+            r"\.(layernorm_before|layer_norm1)\.": ".norm1.",
+            r"\.(layernorm_after|layer_norm2)\.": ".norm2.",
+            r"\.(layer_scale|lambda_)([12])(\.lambda1)?$": r".ls\2.gamma",
+            r"\.(intermediate\.dense|mlp\.up_proj)\.": ".mlp.fc1.",
+            r"\.(output\.dense|mlp\.down_proj)\.": ".mlp.fc2.",
+            r"\.gate_proj\.": ".fc1_g.",
+            r"^(encoder\.relative_position_bias|shared_position_bias)\.": "rel_pos_bias.",
+            r"(\.attention\.attention)?\.relative_position_bias\.": ".attn.rel_pos.",
+            r"^pre_layrnorm\.": "norm_pre.",
+            r"^(post_)?layernorm\.": "norm.",
+        },
+    ),
+    Layout(
+        "the layout of BEiT-3's authors",
+        r"vision_embed\.proj\.weight",
+        {
+            r"\.A\.": ".",  # A is the expert for images, and B that for text.
+            r"^vision_embed\.proj\.": "patch_embed.proj.",
+            r"^vision_embed\.": "",
+            r"^encoder\.embed_positions\.weight$": "pos_embed_from_row_2",
+            r"^encoder\.layer_norm\.": "norm.",
+            r"^encoder\.layers\.": "blocks.",
+            r"\.self_attn_layer_norm\.": ".norm1.",
+            r"\.final_layer_norm\.": ".norm2.",
+            r"\.self_attn\.inner_attn_ln\.": ".attn.norm.",
+            r"\.self_attn\.out_proj\.": ".attn.proj.",
+            r"\.self_attn\.": ".attn.",
+            r"\.attn\.([qkv])_proj\.bias$": r".attn.\1_bias",
+            r"\.ffn\.ffn_layernorm\.": ".mlp.norm.",
+            r"\.ffn\.": ".mlp.",
+        },
+    ),
+)
+
+# A teacher does not need tensors of these names, if its model has none.
+UNWANTED = (
+    *("head.*", "head_dist.*", "fc.*", "pred.*", "proj", "attn_pool.*", "pooler.*"),  # heads
+    *("norm.*", "fc_norm.*"),  # the norm of the mean over patches, which EVA-02 calls norm
+    *("lm_head.*", "cls_pt_*", "mask_token", "masked_embed", "decoder*"),  # what only pretraining used
+    *("*position_ids", "*relative_position_index", "*rope.*", "rope_embed.*"),  # constants, which model.py computes
+    *("text_embed.*", "*.B.*"),  # BEiT-3's parts for text
+)
+
+# Of several models in a file, that one is taken whose prefix has the first of these words.
+PREFERRED = "teacher target_encoder model_ema state_dict_ema base_encoder model module state_dict student".split()
 
 Tensors = dict[str, Tensor]  # The keys are names.
 
 
-def convert(tensors: Tensors, teacher: Teacher) -> Tensors:
-    """Brings a published file's tensors to model.py's names and shapes, in float32. It leaves what does not fit."""
-    tensors = join_qkv(rename(wanted(tensors, teacher)))
-    return split_gate(tensors) if teacher.config.swiglu else tensors
+class Published(NamedTuple):
+    """A published file whose tensors have our names."""
+
+    layout: Layout
+    prefix: str  # In the file, this stands before the names.
+    tensors: Tensors
+    others: list[str]  # The names of tensors without the prefix, which belong to heads or to other models.
 
 
-def wanted(tensors: Tensors, teacher: Teacher) -> Tensors:
-    """Returns the teacher's tensors without the family's unwanted ones. A nano teacher wants all, its head too."""
-    family = FAMILIES[teacher.family]
-    prefix = family.key_prefix
-    # If some names begin with the prefix, the other tensors belong to other models.
-    with_prefix = {name: value for name, value in tensors.items() if name.startswith(prefix)}
-    kept = {}
-    for published, value in (with_prefix or tensors).items():
-        name = published.removeprefix(prefix)
-        unwanted = teacher.url and any(fnmatch(name, pattern) for pattern in family.unwanted)
-        if not unwanted:
-            if not (isinstance(value, Tensor) and value.is_floating_point()):
-                raise UserError(f"{name} is {getattr(value, 'dtype', type(value).__name__)}")
-            kept[name] = value
-    return kept
+def recognise(path: Path) -> Published:
+    """Reads a file, finds its layout and its model, and gives the model's tensors our names.
+
+    `path` may end in :WORD, which chooses among several models the one that has this word before its names, such as a
+    student beside its teacher.
+    """
+    path, word = split_word(path)
+    held = {name: value for name, value in read_tensors(path).items() if isinstance(value, Tensor)}
+    prefix, layout = find_model(path, word, list(held))
+    beginnings = (prefix,)
+    if prefix == "vit." and not any(name.startswith(("vit.encoder.", "vit.layers.")) for name in held):
+        beginnings += ("encoder.layer.",)  # transformers 5 writes the blocks of ViTMSNForImageClassification so.
+    own = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(beginnings)}
+    others = [name for name in held if not name.startswith(beginnings)]
+    try:
+        return Published(layout, prefix, rename(own, layout), others)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error
 
 
-def rename(tensors: Tensors) -> Tensors:
-    """Gives tensors our names, makes them float32, and gives the class token and the positions three dimensions."""
+def find_model(path: Path, word: str, names: list[str]) -> tuple[str, Layout]:
+    """Finds a file's layout by the kernel of its patches. What stands before this name stands before all of the model.
+
+    If there are several models, it takes one of those with `word` in the prefix, and says on stderr which one it took.
+    """
+    found = {}
+    for name, layout in itertools.product(names, LAYOUTS):
+        kernel = re.fullmatch(rf"((?:.*\.)?){layout.kernel}", name)
+        if kernel and word in ("", *kernel[1].split(".")):
+            found[kernel[1]] = layout
+    if not found:
+        first = ", ".join(names[:3]) or "no tensor"
+        raise UserError(f"{path} has none of the known layouts, as no kernel of patches is there; it holds {first}")
+
+    def rank(name: str) -> list[bool]:
+        return [preferred in name.split(".") for preferred in PREFERRED]
+
+    prefix = max(found, key=rank)
+    for name in names:
+        if not word and not name.startswith(prefix) and rank(name.split(".")[0]) > rank(prefix):
+            advice = "choose a model, as in FILE:student"
+            raise UserError(f"{path} holds {name}, but no kernel of patches with it; {advice}")
+    if len(found) > 1:
+        print(f"{path} holds several models: {', '.join(found)}; took {prefix}", file=sys.stderr)
+    return prefix, found[prefix]
+
+
+def rename(tensors: Tensors, layout: Layout) -> Tensors:
+    """Gives tensors in a layout our names."""
     renamed = {}
     for name, value in tensors.items():
-        for pattern, ours in RENAMES:
+        for pattern, ours in layout.renames.items():
             name = re.sub(pattern, ours, name)
-        while name in ("cls_token", "pos_embed") and value.ndim < 3:
-            value = value[None]
-        add(renamed, name, value.float().contiguous())
+        add(renamed, name, value)
     return renamed
-
-
-def join_qkv(tensors: Tensors) -> Tensors:
-    """Joins the matrices of q, k and v, which EVA-02 B and L keep apart."""
-    joined = dict(tensors)
-    for name in tensors:
-        if name.endswith("attn.q_proj.weight"):
-            stem = name.removesuffix("q_proj.weight")
-            q_k_v = [joined.pop(f"{stem}{letter}_proj.weight", torch.empty(0)) for letter in "qkv"]
-            if len({matrix.shape for matrix in q_k_v}) == 1:  # If not, the model will miss the joint matrix.
-                add(joined, stem + "qkv.weight", torch.cat(q_k_v))
-    return joined
-
-
-def split_gate(tensors: Tensors) -> Tensors:
-    """Splits the first matrix of SwiGLU, in which EVA-02 Ti and S keep the gate above what passes it."""
-    split = {}
-    for name, value in tensors.items():
-        if ".mlp.fc1." in name and value.ndim and len(value) > 1:
-            gate, passes = value.chunk(2)
-            add(split, name.replace("fc1", "fc1_g"), gate)
-            add(split, name.replace("fc1", "fc1_x"), passes)
-        else:
-            add(split, name, value)
-    return split
 
 
 def add(tensors: Tensors, name: str, value: Tensor) -> None:
@@ -347,13 +441,93 @@ def add(tensors: Tensors, name: str, value: Tensor) -> None:
     tensors[name] = value
 
 
+def is_wanted(name: str, own: Iterable[str]) -> bool:
+    """Tells whether a model whose parameters have the names `own` needs a tensor, or should refuse it."""
+    return name in own or not any(fnmatch(name, pattern) for pattern in UNWANTED)
+
+
+def convert(tensors: Tensors, config: ViTConfig) -> Tensors:
+    """Brings tensors with our names to the shapes of a model's parameters, in float32. It leaves what does not fit."""
+    own = shape_of(config).state_dict()
+    kept = {}
+    for name, value in tensors.items():
+        if is_wanted(name, own):
+            kept[name] = value.float().contiguous() if value.is_floating_point() else value
+    kept = fit_positions(kept, config)
+    kept = join_qkv(kept, own)
+    return split_gate(kept) if config.swiglu else kept
+
+
+def fit_positions(tensors: Tensors, config: ViTConfig) -> Tensors:
+    """Gives class token, registers and positions three dimensions, (1, tokens, D), and positions the model's tokens.
+
+    If only the patches have positions in the model, a position of the class token becomes a part of that token. (The
+    authors of DINOv2 with registers keep it apart.)
+    """
+    fitted = dict(tensors)
+    if "pos_embed_from_row_2" in fitted:  # BEiT-3 numbers tokens from 2, as language models do.
+        add(fitted, "pos_embed", fitted.pop("pos_embed_from_row_2")[2:])
+    for name in ("cls_token", "reg_token", "pos_embed"):
+        while name in fitted and fitted[name].ndim < 3:
+            fitted[name] = fitted[name][None]
+    if config.pos_embed == "patches" and {"cls_token", "pos_embed"} <= fitted.keys():
+        own, patches = fitted["pos_embed"].tensor_split([-(config.grid**2)], dim=1)
+        if own.shape == fitted["cls_token"].shape:
+            fitted |= {"cls_token": fitted["cls_token"] + own, "pos_embed": patches.contiguous()}
+    return fitted
+
+
+BIASES = r"\.attn\.(qkv\.|[qkv]_)bias"
+
+
+def join_qkv(tensors: Tensors, own: Iterable[str]) -> Tensors:
+    """Joins the matrices of q, k and v, each (D, D), to one of (3 D, D), and their biases to one of (3 D,).
+
+    A bias of zeros adds nothing. If the model has no such bias, it is dropped: DINOv3's are said to be zero below 7B.
+    Any other one stays, and the file is refused.
+    """
+    joined = dict(tensors)
+    for stem in [name.removesuffix("proj.weight") for name in tensors if name.endswith(".attn.proj.weight")]:
+        for apart, joint in (("_proj.weight", "qkv.weight"), ("_bias", "qkv.bias")):
+            names = [f"{stem}{letter}{apart}" for letter in "qkv"]
+            parts = [tensors[name] for name in names if name in tensors]
+            if (
+                len(parts) == 3 and len({part.shape for part in parts}) == 1
+            ):  # If not, the model will miss the joint one.
+                add(joined, stem + joint, torch.cat(parts))
+                joined = {name: value for name, value in joined.items() if name not in names}
+        bias = stem + "qkv.bias"
+        mask = joined.get(bias + "_mask")  # With this, DINOv3's authors hide the bias of k.
+        if mask is not None and bias not in own and bias in joined and joined[bias].shape == mask.shape:
+            joined[bias] = joined[bias] * joined.pop(bias + "_mask")
+    lacking = [name for name in joined if re.search(BIASES + "$", name) and name not in own]
+    return {name: value for name, value in joined.items() if name not in lacking or value.any()}
+
+
+def split_gate(tensors: Tensors) -> Tensors:
+    """Names the halves of SwiGLU's first layer: the gate, and what passes it. A layer that holds both is split.
+
+    EVA-02 Ti and S keep the gate above what passes. transformers names the gate, and what passes as if it were all.
+    """
+    split = {}
+    for name, value in tensors.items():
+        gate = name.replace(".mlp.fc1.", ".mlp.fc1_g.")
+        passes = name.replace(".mlp.fc1.", ".mlp.fc1_x.")
+        if gate != name and gate not in tensors and value.ndim and len(value) > 1:
+            add(split, gate, value.chunk(2)[0].contiguous())
+            add(split, passes, value.chunk(2)[1].contiguous())
+        else:
+            add(split, passes if gate in tensors else name, value)
+    return split
+
+
 # ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
 def load_teacher(name: str, weights: str | None = None, img_size: int | None = None, seed: int = 0) -> ViT:
     """Returns the teacher, frozen and in eval mode.
 
-    `weights` is a file in the published layout, or "random" for an untrained teacher, which is a control. Without it
+    `weights` is a file in any known layout, or "random" for an untrained teacher, which is a control. Without it
     the file is taken from the cache, or fetched into it. `seed` is the seed of a nano teacher's pretraining. If
     `img_size` is not the teacher's own size, its positions are resampled. The function raises a `UserError` for
     whatever the caller can mend.
@@ -375,22 +549,98 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
 def open_file(name: str, path: Path, config: ViTConfig) -> ViT:
     """Returns the teacher with a file's weights, at the image size of `config`. It refuses a file that does not fit."""
     teacher = find_teacher(name)
-    tensors = read_tensors(path, FAMILIES[teacher.family].container)
-    try:
-        tensors = convert(tensors, teacher)
-        for tensor_name, value in tensors.items():
-            if not value.isfinite().all():
-                raise UserError(f"{tensor_name} has numbers that are not finite")
-        model = with_tensors(teacher.config, tensors)
-        if config.grid != teacher.config.grid:
-            resampled = {key: resample(key, value, teacher.config.grid, config.grid) for key, value in tensors.items()}
-            model = with_tensors(config, resampled)
-    except (UserError, RuntimeError) as error:
-        # torch's report names every tensor, but the first few of them are enough.
-        report = str(error).partition(":\n\t")[2] or str(error)
-        report = textwrap.shorten(report, 300, placeholder=" ...")
-        raise UserError(f"{path} does not hold the weights of {name}: {report}") from error
+    file = recognise(path)
+    tensors, faults = fit(file, name)
+    if faults:
+        raise UserError(
+            f"{path} does not hold the weights of {name}: {summary(faults)}; {likeness(file, nearest(file))}"
+        )
+    model = with_tensors(teacher.config, tensors)
+    if config.grid != teacher.config.grid:
+        resampled = {key: resample(key, value, teacher.config.grid, config.grid) for key, value in tensors.items()}
+        model = with_tensors(config, resampled)
     return model
+
+
+Faults = dict[str, list[str]]  # All that is wrong with a file, by kind.
+
+
+def fit(file: Published, name: str) -> tuple[Tensors, Faults]:
+    """Returns a file's tensors as parameters of a teacher, and all that keeps them from being these."""
+    config = find_teacher(name).config
+    own = shape_of(config).state_dict()
+    try:
+        tensors = convert(file.tensors, config)
+    except (UserError, RuntimeError) as error:  # torch does not join or split tensors of strange shapes.
+        return {}, {"wrong": [str(error)]}
+    faults = {
+        "missing": [key for key in own if key not in tensors],
+        "left over": [key for key in tensors if key not in own],
+        "wrong": [],
+    }
+    for key, value in file.tensors.items():  # Joining tensors makes floats of all, so types are looked at before.
+        if is_wanted(key, own) and not value.is_floating_point():
+            faults["wrong"].append(f"{key} is {value.dtype}")
+    for key in [key for key in own if key in tensors]:
+        if tensors[key].shape != own[key].shape:
+            faults["wrong"].append(f"{key} has the shape {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}")
+        elif not tensors[key].isfinite().all():
+            faults["wrong"].append(f"{key} has numbers that are not finite")
+    faults["wrong"] += contradictions(file, tensors, name)
+    return tensors, {kind: found for kind, found in faults.items() if found}
+
+
+def contradictions(file: Published, tensors: Tensors, name: str) -> list[str]:
+    """Lists what speaks against a teacher beside names and shapes. (Nothing tells how many heads there are.)"""
+    config = find_teacher(name).config
+    found = []
+    waves = sincos_positions(config)
+    patches = tensors.get("pos_embed", torch.empty(0, 0, 0))[:, -(config.grid**2) :]
+    if patches.shape == waves.shape and patches.is_floating_point():
+        # MoCo v3 has the row before the column. Fine-tuning moves the waves a little.
+        distance = min((patches - each).norm() / each.norm() for each in (waves, waves.roll(config.dim // 2, -1)))
+        if (distance < 0.3) != (config.pos_embed == "sincos"):
+            found.append("its positions are " + ("fixed waves, as in MAE" if distance < 0.3 else "learned, not waves"))
+    # The network of BEiT's own pretraining is that of BEiT v2, which trains the class token, too, in blocks of its own.
+    heads = {key.partition(".")[0] for key in file.tensors}
+    if find_teacher(name).family == "beitv2" and "lm_head" in heads and "cls_pt_layers" not in heads:
+        found.append("it comes from BEiT, as it has lm_head without cls_pt_layers")
+    return found
+
+
+def summary(faults: Faults) -> str:
+    """Says in one line what is wrong with a file: the first fault of each kind, and how many more there are."""
+    parts = []
+    for kind, found in faults.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        parts.append(f"{kind}: {textwrap.shorten(found[0], 150, placeholder=' ...')}{more}")
+    return "; ".join(parts)
+
+
+def nearest(file: Published) -> dict[str, Faults]:
+    """Returns the teachers as which a file has the fewest faults, and these. All have the file's width and patches."""
+    kernel = file.tensors["patch_embed.proj.weight"].shape
+    faults = {}
+    for name, teacher in TEACHERS.items():
+        config = teacher.config
+        if kernel == (config.dim, 3, config.patch_size, config.patch_size):
+            faults[name] = fit(file, name)[1]
+    numbers = {name: sum(map(len, found.values())) for name, found in faults.items()}
+    return {name: faults[name] for name, number in numbers.items() if number == min(numbers.values())}
+
+
+def likeness(file: Published, near: dict[str, Faults]) -> str:
+    """Says in one line which layout a file has, and which of the `nearest` teachers it is or looks like."""
+    kernel = tuple(file.tensors["patch_embed.proj.weight"].shape)
+    if "dist_token" in file.tensors:
+        what = "is a distilled DeiT, another network with a second class token"
+    elif len(kernel) == 2:
+        what = "is of the NaFlex kind, another network for images of any shape"
+    elif near:
+        what = ("looks like " if any(near.values()) else "fits ") + ", ".join(near)
+    else:
+        what = f"looks like no teacher here, with a kernel of patches of the shape {kernel}"
+    return f"it has {file.layout.title} and {what}"
 
 
 def fingerprint(teacher: ViT) -> str:
@@ -418,7 +668,10 @@ def with_tensors(config: ViTConfig, tensors: Tensors) -> ViT:
 
 
 def resample(name: str, value: Tensor, old: int, new: int) -> Tensor:
-    """Resamples positions from old x old patches to new x new, as timm does. Any other tensor stays as it is."""
+    """Resamples positions from old x old patches to new x new, as timm does. Any other tensor stays as it is.
+
+    The authors of DINOv2 without registers do so without antialias and with an offset of 0.1 patches.
+    """
     if name == "pos_embed":
         tokens, patches = value.tensor_split([-(old**2)], dim=1)
         patches = patches.mT.unflatten(2, (old, old))
@@ -460,8 +713,10 @@ def offset_weights(old: int, new: int) -> Tensor:
 
 
 def kept_at(name: str, seed: int = 0) -> Path:
-    """Returns the path of the teacher's file in the cache."""
-    return cache_path(f"{name}-seed{seed}" if seed else name)
+    """Returns the path of the teacher's file in the cache, or in that of the hub's own client if it is only there."""
+    path = cache_path(f"{name}-seed{seed}" if seed else name)
+    elsewhere = None if path.is_file() else in_hub_cache(find_teacher(name).url)
+    return elsewhere or path
 
 
 def fetch(name: str, seed: int = 0) -> Path:
@@ -545,24 +800,51 @@ def print_table() -> None:
             f"{config.grid} x {config.grid} + {config.prefix}",
             teacher.url and family.finding,
             teacher.url and family.licence,
-            cache_path(name).is_file() and "yes",
+            kept_at(name).is_file() and "yes",
             ", ".join(native_components(config)),
         ]
         lines.append([cell or "-" for cell in cells])
     print_aligned(lines)
 
 
+def describe(path: Path) -> None:
+    """Prints what a file of weights is, and as which teachers it opens. It raises a `UserError` if it opens as none."""
+    file = recognise(path)
+    near = nearest(file)
+    name = next(iter(near), None)
+    if name is None or near[name]:
+        faults = f"as {name}, {summary(near[name])}; " if near else ""
+        raise UserError(f"{path} opens as no teacher: {faults}{likeness(file, near)}")
+    used = fit(file, name)[0]
+    unused = file.others
+    for key in file.tensors:
+        is_zero_bias = re.search(BIASES, key) and not any(re.search(BIASES, own) for own in used)
+        if is_zero_bias or not is_wanted(key, used):
+            unused.append(file.prefix + key)
+    print(f"{path}: {likeness(file, near)}")
+    more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+    print("not used: " + (", ".join(unused[:3]) or "nothing") + more)
+    print(f"to use it: python train.py --teacher {name} --weights {shlex.quote(str(path))}")
+
+
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="TEACHER", help="Download the weights of these teachers and check them."
+        "names",
+        nargs="*",
+        metavar="TEACHER",
+        help="Download the weights of these teachers and check them. Of a FILE, say which teachers' weights it holds.",
     )
     names = parser.parse_args().names
     for name in names:
-        find_teacher(name)  # A mistake in a name is answered before the first download.
+        if name.isidentifier() and not Path(name).is_file():
+            find_teacher(name)  # A mistake in a name is answered before the first download.
     for name in names:
-        load_teacher(name)
-        print(f"{name}: complete, in {cache_path(name)}")
+        if name in TEACHERS:
+            load_teacher(name)
+            print(f"{name}: complete, in {kept_at(name)}")
+        else:
+            describe(Path(name))
     if not names:
         print_table()
 

@@ -37,6 +37,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save, save_file
 from timm.data import auto_augment
@@ -73,6 +75,11 @@ HERE = Path(teachers.__file__).parent
 # Tests run in as many processes as there are cores: one thread each, also in the processes that they start.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+os.environ |= {
+    "HF_HOME": "nowhere",
+    "HF_HUB_CACHE": "",
+    "HF_HUB_OFFLINE": "",
+}  # No test finds what the user has downloaded.
 
 
 @torch.no_grad()
@@ -1896,6 +1903,16 @@ def openclip(tensors: dict) -> dict:
     }
 
 
+def authors_waves(dim: int, side: int, row_first: bool) -> torch.Tensor:
+    """The fixed positions of the class token and of patches, as MoCo v3's code (row first) or MAE's computes them."""
+    rows, columns = np.divmod(np.arange(side**2), side)
+    bands = 10_000 ** (np.arange(dim // 4) / (dim // 4))
+    parts = []
+    for places in (rows, columns) if row_first else (columns, rows):
+        parts += [np.sin(places[:, None] / bands), np.cos(places[:, None] / bands)]
+    return F.pad(torch.tensor(np.concatenate(parts, 1), dtype=torch.float32), (0, 0, 1, 0))[None]
+
+
 def random_timm(name: str, **options) -> torch.nn.Module:
     """timm's model with all parameters random. Its own draws of them, which take longer than all else, are left out."""
     with pytest.MonkeyPatch.context() as patch:
@@ -1929,7 +1946,7 @@ def test_a_teacher_has_the_tensors_of_the_published_architecture(name):
         theirs = timm.create_model(timm_name, img_size=entry.config.img_size, **arguments).state_dict()
         ours = ViT(entry.config).state_dict()
     theirs = {key: value for key, value in theirs.items() if not key.startswith(("head.", "fc_norm.", "attn_pool."))}
-    theirs = teachers.convert(theirs, entry)
+    theirs = teachers.convert(teachers.rename(theirs, teachers.LAYOUTS[0]), entry.config)
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
@@ -1944,6 +1961,8 @@ def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path, mo
     theirs = random_timm(timm_name, img_size=config.img_size, **arguments)
     if TEACHERS[name].family == "clip":
         theirs = theirs.half().float()  # the published tensors are float16
+    if config.pos_embed == "sincos":  # the one parameter that no file has at random
+        theirs.pos_embed.copy_(authors_waves(config.dim, config.grid, TEACHERS[name].family == "mocov3"))
     path = publish(name, theirs, tmp_path)
     for size in config.img_size, 224 if config.img_size == 518 else OTHER_SIZE[config.patch_size]:
         theirs.set_input_size(size)
@@ -1955,6 +1974,90 @@ def test_a_teacher_computes_what_the_published_model_computes(name, tmp_path, mo
             assert their_map.max() > 3 / their_map.shape[-1]  # uniform maps would be right by themselves
         assert relative(ours.forward_features(images), tokens) < 1e-4, f"the tokens at {size} px"
     os.remove(path)
+
+
+# ---- teachers.py: transformers as a second reference -----------------------------------------------------------------
+
+# What transformers publishes of a family: the config, the model with whatever lies beside the teacher in a file, the
+# teacher alone, and what the published config has in place of the usual values.
+EPSILON = dict(layer_norm_eps=1e-12)  # The authors' code has 1e-6, and so has the registry.
+VIT_CLASSES = ("ViTConfig", "ViTForImageClassification", "ViTModel", EPSILON)
+DECODER = dict(decoder_hidden_size=32, decoder_num_attention_heads=2, decoder_num_hidden_layers=1, mask_ratio=0.0)
+BEIT_CONFIG = dict(use_relative_position_bias=True, use_mean_pooling=True, layer_scale_init_value=0.1)
+IN_TRANSFORMERS = {
+    "deit": VIT_CLASSES,
+    "augreg": VIT_CLASSES,
+    "dino": VIT_CLASSES,
+    "mae": ("ViTMAEConfig", "ViTMAEForPreTraining", "ViTMAEModel", EPSILON | DECODER),
+    "msn": ("ViTMSNConfig", "ViTMSNForImageClassification", "ViTMSNModel", dict(layer_norm_eps=1e-6)),
+    "beit": ("BeitConfig", "BeitForImageClassification", "BeitModel", EPSILON | BEIT_CONFIG),
+    "dinov2": ("Dinov2Config", "Dinov2ForImageClassification", "Dinov2Model", {}),
+    "dinov2_reg": (
+        "Dinov2WithRegistersConfig",
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersModel",
+        {},
+    ),
+    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel", "DINOv3ViTModel", dict(num_register_tokens=4)),
+    "clip": ("CLIPVisionConfig", "CLIPModel", "CLIPVisionModel", {}),
+    "siglip": ("SiglipVisionConfig", "SiglipModel", "SiglipVisionModel", {}),
+}
+TEXT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=9)
+
+
+def random_transformers(name: str, whole: bool) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """transformers' model of a teacher, alone or with what lies beside it, all parameters random; and the teacher."""
+    config, family = TEACHERS[name].config, TEACHERS[name].family
+    kind, with_others, alone, changes = IN_TRANSFORMERS[family]
+    if config.swiglu:
+        changes = changes | dict(use_gated_mlp=True, hidden_act="silu")
+    shape = dict(hidden_size=config.dim, num_hidden_layers=config.depth, num_attention_heads=config.heads)
+    shape |= dict(
+        image_size=config.img_size, patch_size=config.patch_size, intermediate_size=int(config.dim * config.mlp_ratio)
+    )
+    if "dinov2" in family:
+        del shape["intermediate_size"]  # It has a ratio.
+    given = getattr(transformers, kind)(**shape, **changes, attn_implementation="eager")
+    if whole and family in ("clip", "siglip"):
+        both = getattr(transformers, kind.replace("Vision", ""))
+        given = both(text_config=TEXT, vision_config=given.to_dict(), attn_implementation="eager")
+    model = scramble(getattr(transformers, with_others if whole else alone)(given)).eval()
+    [inner] = [
+        module for module in model.modules() if hasattr(module, "embeddings") and "patch" in str(module.embeddings)
+    ][:1]
+    if family == "mae":
+        model.get_parameter(("vit." if whole else "") + "embeddings.position_embeddings").copy_(
+            authors_waves(config.dim, config.grid, row_first=False)
+        )
+    for key, parameter in model.named_parameters():
+        if family == "dinov3" and re.search(r"[qv]_proj\.bias", key):
+            parameter.zero_()  # as in all files of models below 7B
+    return model, inner
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "alone"])
+@pytest.mark.parametrize("name", [name for name in SPECIFICATIONS if TEACHERS[name].family in IN_TRANSFORMERS])
+@torch.inference_mode()
+def test_a_file_of_transformers_opens_and_computes_what_transformers_computes(name, whole, tmp_path, monkeypatch):
+    config, family = replace(TEACHERS[name].config, depth=2), TEACHERS[name].family
+    monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], config=config))
+    model, inner = random_transformers(name, whole)
+    model.save_pretrained(tmp_path)  # with the names of the hub's files
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # with those of version 5
+    in_file, in_memory = load_file(tmp_path / "model.safetensors"), model.state_dict()
+    assert (set(in_file) == set(in_memory)) == (family in ("clip", "siglip"))
+    first = load_teacher(name, str(tmp_path / "model.safetensors"))
+    assert same(first.state_dict(), load_teacher(name, str(tmp_path / "pytorch_model.bin")).state_dict())
+    for size in [config.img_size] + ([224] if family == "dinov2_reg" else [160] if family == "dinov3" else []):
+        images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+        options = dict(noise=torch.arange(config.grid**2)[None].float()) if family == "mae" else {}  # hides nothing
+        theirs = inner(images, output_attentions=True, **options)
+        tokens = inner.post_layernorm(theirs.last_hidden_state) if family == "clip" else theirs.last_hidden_state
+        ours = load_teacher(name, str(tmp_path / "model.safetensors"), size)
+        for our_map, their_map in zip(ours.attention_maps(images), theirs.attentions, strict=True):
+            assert relative(our_map, their_map) < 1e-4 and (our_map - their_map).abs().max() < 1e-4
+            assert their_map.max() > 3 / their_map.shape[-1]
+        assert relative(ours.forward_features(images), tokens) < 1e-4
 
 
 # ---- teachers.py: files and downloads --------------------------------------------------------------------------------
@@ -1982,9 +2085,12 @@ def cache(tmp_path, monkeypatch):
 
 def random_tensors(name: str) -> dict:
     """Random tensors for a teacher, in model.py's names."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = {key: value.shape for key, value in shell(TEACHERS[name].config).state_dict().items()}
-    return {key: torch.rand(shape, generator=generator) for key, shape in shapes.items()}
+    generator, config = torch.Generator().manual_seed(0), TEACHERS[name].config
+    shapes = {key: value.shape for key, value in shell(config).state_dict().items()}
+    tensors = {key: torch.rand(shape, generator=generator) for key, shape in shapes.items()}
+    if config.pos_embed == "sincos":
+        tensors["pos_embed"] = authors_waves(config.dim, config.grid, TEACHERS[name].family == "mocov3")
+    return tensors
 
 
 def shell(config: ViTConfig) -> ViT:
@@ -1993,12 +2099,24 @@ def shell(config: ViTConfig) -> ViT:
         return ViT(config)
 
 
+PREFIX = dict(mocov3="module.base_encoder.", msn="module.")  # of names in the container
+BESIDE = dict(  # what nobody wants
+    mocov3=["module.base_encoder.head.0.weight", "module.momentum_encoder.norm.weight", "module.predictor.0.weight"],
+    ibot=["masked_embed", "head.mlp.0.weight"],
+    msn=["module.fc.fc1.weight", "module.pred.0.weight"],
+    beitv2=["mask_token", "lm_head.weight", "cls_pt_layers.0.norm1.weight", "rel_pos_bias.relative_position_index"],
+)
+
+
 def published(name: str) -> dict:
     """The content of the authors' pickle, with the entries that nobody wants."""
-    family = teachers.FAMILIES[TEACHERS[name].family]
-    tensors = random_tensors(name) | {pattern.replace("*", "x"): torch.ones(3) for pattern in family.unwanted}
-    tensors = {family.key_prefix + key: value for key, value in tensors.items()}
-    return {family.container: tensors, "epoch": 300, "args": argparse.Namespace(lr=0.1)}
+    family = TEACHERS[name].family
+    tensors = {PREFIX.get(family, "") + key: value for key, value in random_tensors(name).items()}
+    return {
+        CONTAINER[family]: tensors | dict.fromkeys(BESIDE[family], torch.ones(3)),
+        "epoch": 300,
+        "args": argparse.Namespace(lr=0.1),
+    }
 
 
 def same(one: dict, other: dict) -> bool:
@@ -2015,20 +2133,23 @@ def refusal(name: str, path) -> str:
 
 NORM, FC1 = "norm.weight", "blocks.0.mlp.fc1.weight"
 QKV, Q_PROJ = "blocks.0.attn.qkv.weight", "blocks.0.attn.q_proj.weight"
-MISSING = "Missing key(s) in state_dict:"
 DEFECTS = {  # what takes the place of tensors of deit_ti, if anything, and what the refusal says of it
-    "missing": ({NORM: None}, f'{MISSING} "norm.weight"'),
-    "many missing": ({"blocks.1.": None}, f'{MISSING} "blocks.1.norm1.weight", "blocks.1.norm1.bias"'),
-    "left over": ({"extra": torch.ones(2)}, 'Unexpected key(s) in state_dict: "extra"'),
-    "named twice": ({"blocks.0.ln_1.weight": torch.ones(192)}, "holds blocks.0.norm1.weight twice"),
-    "shape": ({NORM: torch.ones(191)}, "norm.weight: copying a param with shape"),
-    "transposed": ({FC1: torch.ones(192, 768)}, "mismatch for blocks.0.mlp.fc1.weight"),
-    "no dimension": ({NORM: torch.tensor(1.0)}, "mismatch for norm.weight"),
-    "no dimension, token": ({"cls_token": torch.tensor(1.0)}, "mismatch for cls_token"),
-    "nothing in it": ({"pos_embed": torch.ones(0)}, "mismatch for pos_embed"),
-    "integers": ({NORM: torch.ones(192, dtype=torch.int64)}, "norm.weight is torch.int64"),
+    "missing": ({NORM: None}, "missing: norm.weight; "),
+    "many missing": ({"blocks.1.": None}, "missing: blocks.1.norm1.weight and 11 more; "),
+    "left over": ({"extra": torch.ones(2)}, "left over: extra; "),
+    "named twice": (
+        {"blocks.0.gamma_1": torch.ones(2), "blocks.0.ls1.gamma": torch.ones(2)},
+        "holds blocks.0.ls1.gamma twice",
+    ),
+    "shape": ({NORM: torch.ones(191)}, "wrong: norm.weight has the shape (191,), not (192,); "),
+    "transposed": ({FC1: torch.ones(192, 768)}, f"wrong: {FC1} has the shape (192, 768), not (768, 192); "),
+    "no dimension": ({NORM: torch.tensor(1.0)}, "wrong: norm.weight has the shape (), not"),
+    "no dimension, token": ({"cls_token": torch.tensor(1.0)}, "wrong: cls_token has the shape (1, 1, 1), not"),
+    "nothing in it": ({"pos_embed": torch.ones(0)}, "wrong: pos_embed has the shape (1, 1, 0), not"),
+    "integers": ({NORM: torch.ones(192, dtype=torch.int64)}, "wrong: norm.weight is torch.int64; "),
     "not a number": ({NORM: torch.tensor([1.0] * 191 + [math.nan])}, "norm.weight has numbers that are not finite"),
-    "q without k": ({QKV: None, Q_PROJ: torch.ones(192, 192)}, f'{MISSING} "{QKV}"'),
+    "q without k": ({QKV: None, Q_PROJ: torch.ones(192, 192)}, f"missing: {QKV}; left over: {Q_PROJ}; "),
+    "a bias of q": ({"blocks.0.attn.q_bias": torch.ones(192)}, "left over: blocks.0.attn.q_bias; "),
 }
 
 
@@ -2075,13 +2196,13 @@ def test_q_k_and_v_apart_are_joined_if_their_shapes_are_right_and_else_refused(s
 @pytest.mark.parametrize("held, asked", [(EVA, DEIT), ("deit_s", DEIT), (DEIT, EVA)])
 def test_another_teachers_weights_are_refused(held, asked, tmp_path, cache):
     save_file(random_tensors(held), path := tmp_path / "other.safetensors")
-    assert ("mismatch for cls_token" if held == "deit_s" else "Missing key(s)") in refusal(asked, path)
+    assert ("wrong: cls_token has the shape" if held == "deit_s" else "missing: ") in refusal(asked, path)
 
 
 @pytest.mark.parametrize("value", [3, "text", None, [torch.ones(192)], {"data": torch.ones(192)}], ids=str)
 def test_something_that_is_no_tensor_in_its_place_is_refused(value, tmp_path, cache):
     torch.save(random_tensors(DEIT) | {"norm.weight": value}, tmp_path / "wrong.pth")
-    assert "norm.weight is " in refusal(DEIT, tmp_path / "wrong.pth")
+    assert "missing: norm.weight; " in refusal(DEIT, tmp_path / "wrong.pth")
 
 
 UNNAMED = [[torch.ones(3)], torch.ones(3), 5, {"state_dict": [1]}, {1: torch.ones(2)}, {}]
@@ -2225,6 +2346,520 @@ def test_a_nano_teacher_is_pretrained_once_and_again_if_its_file_is_spoilt(monke
     assert same(load_file(cache_path("deit_nano-seed1")), other.state_dict())
 
 
+# ---- teachers.py: the authors' layouts -------------------------------------------------------------------------------
+
+
+def renamed(tensors: dict, *pairs) -> dict:
+    """The tensors with the second of each pair in the place of the first, a regular expression, in their names."""
+    theirs = {}
+    for key, value in tensors.items():
+        for ours, published in pairs:
+            key = re.sub(ours, published, key)
+        theirs[key] = value
+    return theirs
+
+
+def apart(tensors: dict, joint: str, *parts: str) -> dict:
+    """The tensors with the parts of each joint one in its place."""
+    theirs = {}
+    for key, value in tensors.items():
+        names = [key.replace(joint, part) for part in parts] if joint in key else [key]
+        theirs |= dict(zip(names, value.chunk(len(names)), strict=True))
+    return {key: value.clone() for key, value in theirs.items()}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Teachers of two blocks."""
+    for name, entry in TEACHERS.items():
+        if entry.url:
+            monkeypatch.setitem(TEACHERS, name, replace(entry, config=replace(entry.config, depth=2)))
+
+
+def under(prefix: str, tensors: dict) -> dict:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+GAMMA = (r"ls([12])\.gamma", r"gamma_\1")
+BEIT_NAMES = [GAMMA, (r"attn\.rel_pos\.", "attn.")]
+X = torch.ones(3)  # in the place of what nobody wants
+
+
+def of_deit(held):
+    return {"model": held | {"head.weight": X, "head.bias": X}}
+
+
+def of_deit3(held):
+    return {"model": renamed(held, GAMMA) | {"head.weight": X}}
+
+
+def of_dino(held):
+    other = {key: value + 1 for key, value in held.items()}
+    student = under("module.backbone.", other) | {"module.head.last_layer.weight_g": X}
+    teacher = under("backbone.", held) | {"head.mlp.0.weight": X}
+    return {"student": student, "teacher": teacher, "optimizer": {"state": {0: {"step": 3}}}, "epoch": 9}
+
+
+def of_mae(held):
+    decoder = dict.fromkeys(["decoder_embed.weight", "decoder_blocks.0.norm1.weight", "decoder_pos_embed"], X)
+    return {"model": held | decoder | {"mask_token": X, "decoder_norm.bias": X}}
+
+
+def of_beit(held):
+    held = renamed(held, *BEIT_NAMES) | {"fc_norm.weight": X, "head.weight": X}
+    return {"model": held | {"blocks.0.attn.relative_position_index": torch.arange(9)}}
+
+
+def of_beitv2(held):
+    held = renamed(held, GAMMA) | {"rel_pos_bias.relative_position_index": torch.arange(9), "mask_token": X}
+    return {"model": held | {"lm_head.weight": X, "cls_pt_layers.0.gamma_1": X, "cls_pt_layers.0.attn.q_bias": X}}
+
+
+def of_beit3(held):
+    held = apart(
+        apart(held, "qkv.weight", *[f"{part}_proj.A.weight" for part in "qkv"]),
+        "qkv.bias",
+        *[f"{part}_proj.A.bias" for part in "qkv"],
+    )
+    rows = torch.cat(
+        (torch.rand(2, held["pos_embed"].shape[-1]), held.pop("pos_embed")[0])
+    )  # The first two belong to no token.
+    held = renamed(
+        held,
+        (r"^cls_token", "vision_embed.cls_token"),
+        (r"^patch_embed\.proj", "vision_embed.proj"),
+        (r"^blocks", "encoder.layers"),
+        (r"norm1", "self_attn_layer_norm.A"),
+        (r"norm2", "final_layer_norm.A"),
+        (r"attn\.norm", "self_attn.inner_attn_ln.A"),
+        (r"attn\.proj", "self_attn.out_proj.A"),
+        (r"\.attn\.", ".self_attn."),
+        (r"mlp\.norm", "ffn.A.ffn_layernorm"),
+        (r"mlp\.", "ffn.A."),
+    )
+    text = {key.replace(".A.", ".B."): value + 1 for key, value in held.items() if ".A." in key}
+    more = {"encoder.embed_positions.A.weight": rows, "encoder.embed_positions.B.weight": rows + 1}
+    more |= {"encoder.layer_norm.A.weight": X, "text_embed.weight": X, "vision_embed.mask_token": X}
+    return {"model": under("beit3.", held | text | more) | {"mlm_head.weight": X, "head.weight": X}}
+
+
+def of_dinov2(held):
+    return held | {"mask_token": torch.rand(1, 384)}
+
+
+def of_dinov2_reg(held):
+    position = torch.rand(1, 1, held["cls_token"].shape[-1])  # the class token's, which timm adds to it and forgets
+    held |= {"register_tokens": held.pop("reg_token"), "mask_token": torch.rand(1, 384)}
+    held["cls_token"] = held["cls_token"] - position
+    return held | {"pos_embed": torch.cat((position, held["pos_embed"]), 1)}
+
+
+def of_dinov3(held):
+    mask = torch.ones(3, held["cls_token"].shape[-1])
+    mask[1] = 0
+    for number in range(2):
+        joint = f"blocks.{number}.attn.qkv."
+        held |= {joint + "bias": torch.zeros(mask.numel()), joint + "bias_mask": mask.flatten().clone()}
+    gate = [("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")] if "blocks.0.mlp.fc1_g.weight" in held else []
+    more = {"mask_token": torch.rand(1, 384), "rope_embed.periods": torch.rand(16).bfloat16()}
+    return renamed(held, ("reg_token", "storage_tokens"), *gate) | more
+
+
+def of_eva02_s(held):
+    for number, kind in [(number, kind) for number in range(2) for kind in ("weight", "bias")]:
+        stem = f"blocks.{number}.mlp."
+        halves = [held.pop(f"{stem}fc1_{half}.{kind}") for half in "gx"]
+        held[f"{stem}w12.{kind}"] = torch.cat(halves)
+    return {"model": renamed(held, ("mlp.fc2", "mlp.w3")) | EVA_BESIDE}
+
+
+def of_eva02_b(held):
+    held = apart(held, "attn.qkv.weight", *[f"attn.{part}_proj.weight" for part in "qkv"])
+    names = [
+        ("fc1_g", "w1"),
+        ("fc1_x", "w2"),
+        ("fc2", "w3"),
+        (r"attn\.norm", "attn.inner_attn_ln"),
+        (r"mlp\.norm", "mlp.ffn_ln"),
+    ]
+    return {"module": renamed(held, *names) | EVA_BESIDE}
+
+
+EVA_BESIDE = dict.fromkeys(
+    ["mask_token", "lm_head.weight", "norm.weight", "norm.bias", "rope.freqs_cos", "blocks.0.attn.rope.freqs_sin"], X
+)
+
+
+def of_openai(held):
+    numbers = {key: torch.tensor(224) for key in ("input_resolution", "context_length", "vocab_size")}
+    return openclip(held) | numbers
+
+
+def of_openclip_siglip(held):
+    more = {"text.transformer.resblocks.0.ln_1.weight": X, "logit_bias": X, "visual.trunk.attn_pool.latent": X}
+    return under("visual.trunk.", held) | more
+
+
+AUTHORS = {  # the teacher, and how its authors publish it
+    "DeiT": ("deit_s", of_deit),
+    "DeiT III": ("deit3_s", of_deit3),
+    "DINO, all that is needed to go on": ("dino_s", of_dino),
+    "DINO, backbone": ("dino_s", dict),
+    "MAE with its decoder": ("mae_b", of_mae),
+    "BEiT": ("beit_b", of_beit),
+    "BEiT v2": ("beitv2_b", of_beitv2),
+    "BEiT-3": ("beit3_b", of_beit3),
+    "DINOv2": ("dinov2_s", of_dinov2),
+    "DINOv2 with registers": ("dinov2_reg_s", of_dinov2_reg),
+    "DINOv3": ("dinov3_s", of_dinov3),
+    "DINOv3 with a gate": ("dinov3_splus", of_dinov3),
+    "EVA-02 S": ("eva02_s", of_eva02_s),
+    "EVA-02 B": ("eva02_b", of_eva02_b),
+    "CLIP": ("clip_b32", of_openai),
+    "SigLIP of OpenCLIP": ("siglip_b", of_openclip_siglip),
+    "CLIP in timm's names": ("clip_b", of_deit),
+}
+
+
+@pytest.mark.parametrize("layout", AUTHORS)
+def test_a_file_of_the_authors_opens_with_each_tensor_in_its_place(layout, tmp_path, short):
+    name, publish_as = AUTHORS[layout]
+    tensors = {key: value.half().float() for key, value in random_tensors(name).items()}  # CLIP is in float16
+    torch.save(publish_as(dict(tensors)), path := tmp_path / "a.pth")
+    ours = load_teacher(name, str(path)).state_dict()
+    assert ours.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert torch.allclose(ours[key], value, rtol=0, atol=3e-7), key  # of registers the class token was a sum
+
+
+def of_transformers(held, *names):
+    """transformers' names of the files for a ViT, or the other ones that are given."""
+    held = apart(held, "attn.qkv", *[f"attention.attention.{part}" for part in ("query", "key", "value")])
+    return renamed(
+        held,
+        *names,
+        (r"attn\.proj", "attention.output.dense"),
+        (r"^blocks", "vit.encoder.layer"),
+        (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
+        (r"^cls_token", "vit.embeddings.cls_token"),
+        (r"^pos_embed", "vit.embeddings.position_embeddings"),
+        (r"norm1", "layernorm_before"),
+        (r"norm2", "layernorm_after"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+        (r"^norm", "vit.layernorm"),
+    ) | {"classifier.weight": X}
+
+
+def flat(held, stem: str = "") -> dict:
+    """The tensors of nested dictionaries, by dotted names."""
+    if isinstance(held, dict):
+        return {name: value for key in held for name, value in flat(held[key], f"{stem}{key}.").items()}
+    return {stem[:-1]: held} if isinstance(held, torch.Tensor) else {}
+
+
+DAMAGES = "dropped renamed transposed cut integers infinite added swapped".split()
+
+
+def damage(tensors: dict, kind: str, dice: random.Random) -> dict:
+    """The tensors with one of them damaged."""
+    name = dice.choice(list(tensors))
+    value, rest = tensors[name], {key: value for key, value in tensors.items() if key != name}
+    if kind == "renamed":
+        at = dice.randrange(len(name))
+        return {**rest, name[:at] + dice.choice("abnorm.01_") + name[at + 1 :]: value}
+    if kind == "added":
+        return {**tensors, dice.choice(list(tensors)) + dice.choice(["x", ".bias", "_mask", ".weight"]): value}
+    if kind == "swapped":
+        other = dice.choice(list(tensors))
+        return {**tensors, name: tensors[other], other: value}
+    changed = {
+        "transposed": lambda: value.mT.contiguous() if value.ndim > 1 else value[None],
+        "cut": lambda: value[:-1].contiguous() if value.ndim else value[None],
+        "integers": lambda: value.to(dice.choice([torch.int64, torch.bool, torch.uint8])),
+        "infinite": lambda: torch.full_like(value, math.inf) if value.is_floating_point() else value,
+    }
+    return rest | ({name: changed[kind]()} if kind in changed else {})
+
+
+def outcome(name: str, path) -> dict | None:
+    """The parameters with which a file opens as a teacher, or None if it is refused in a line."""
+    try:
+        return dict(load_teacher(name, str(path)).state_dict())
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+FUZZED = {"transformers": ("deit_s", of_transformers), **AUTHORS}
+
+
+def forms(tensors: dict) -> dict:
+    """Shapes, but for dimensions of one, and types: a class token may be a vector or (1, 1, D)."""
+    return {key: (value.squeeze().shape, value.dtype) for key, value in tensors.items()}
+
+
+def fuzz(layout: str, path, count: int, monkeypatch) -> int:
+    """Damages a file of a layout in many ways, and returns how often it was refused."""
+    name, publish_as = FUZZED[layout]
+    config = replace(TEACHERS[name].config, depth=2, dim=48, heads=4, img_size=2 * TEACHERS[name].config.patch_size)
+    monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], config=config))
+    ours = {key: value.half().float() for key, value in random_tensors(name).items()}
+    tensors = {key: value.clone() for key, value in flat(publish_as(dict(ours))).items()}
+    save_file(tensors, path)
+    whole, dice, refusals = path.read_bytes(), random.Random(0), 0
+    header = 8 + int.from_bytes(whole[:8], "little")
+    right = {key: value.clone() for key, value in outcome(name, path).items()}
+    for number in range(count):
+        damaged = tensors
+        if number % 2:
+            content = bytearray(whole)
+            for _ in range(dice.randint(1, 9)):
+                content[dice.randrange(header if number % 4 == 1 else len(whole))] ^= 1 << dice.randrange(8)
+            path.write_bytes(content)
+        else:
+            damaged = damage(tensors, DAMAGES[number // 2 % len(DAMAGES)], dice)
+            save_file({key: value.clone() for key, value in damaged.items()}, path)
+        found = outcome(name, path)
+        refusals += found is None
+        if found is not None:
+            assert {key: value.shape for key, value in found.items()} == {
+                key: value.shape for key, value in right.items()
+            }
+            # It has lost nothing: values were changed in their places, or something that nobody wants.
+            assert forms(damaged) == forms(tensors) or same(found, right)
+    return refusals
+
+
+@pytest.mark.parametrize("layout", FUZZED)
+def test_a_damaged_file_is_refused_in_a_line_or_has_lost_nothing(layout, tmp_path, monkeypatch):
+    assert fuzz(layout, tmp_path / "a.safetensors", 48, monkeypatch) > 20
+
+
+# ---- teachers.py: wrappings, and what a file is ----------------------------------------------------------------------
+
+WRAPPINGS = {  # what stands before the names, or around them
+    "model": lambda tensors: {"model": tensors, "epoch": 300, "best": 71.5},
+    "state_dict": lambda tensors: {"state_dict": {f"module.{key}": value for key, value in tensors.items()}},
+    "module": lambda tensors: {"module": tensors},
+    "model_ema": lambda tensors: {"model": dict.fromkeys(tensors, torch.ones(3)), "model_ema": tensors},
+    "teacher": lambda tensors: {
+        "student": dict.fromkeys(tensors, torch.ones(3)),
+        "teacher": under("backbone.", tensors),
+    },
+    "compiled": lambda tensors: under("_orig_mod.", tensors),
+    "lightning": lambda tensors: {"state_dict": under("model.encoder.", tensors), "loops": {"epoch": {"done": 3}}},
+    "open_clip": lambda tensors: under("visual.trunk.", tensors) | {"text.ln_final.weight": torch.ones(3)},
+    "vit": lambda tensors: under("vit.", tensors) | {"classifier.weight": torch.ones(3)},
+    "numbers": lambda tensors: tensors | {"epoch": 3, "acc": np.float64(81.5), "args": argparse.Namespace(lr=0.1)},
+    "half": lambda tensors: {key: value.half() for key, value in tensors.items()},
+    "optimiser": lambda tensors: {"model": tensors, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+    "buffers": lambda tensors: tensors | {"blocks.0.attn.relative_position_index": torch.arange(9)},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_wrapping_is_taken_off(wrapping, tmp_path, cache):
+    tensors = {key: value.half().float() for key, value in random_tensors(DEIT).items()}
+    torch.save(WRAPPINGS[wrapping](tensors), tmp_path / "a.pth")
+    assert same(load_teacher(DEIT, str(tmp_path / "a.pth")).state_dict(), tensors)
+
+
+def test_a_file_of_several_models_is_not_chosen_from_in_silence_and_a_word_chooses(tmp_path, cache, capsys):
+    student, teacher = random_tensors(DEIT), {key: value + 1 for key, value in random_tensors(DEIT).items()}
+    held = {"student": under("module.backbone.", student), "teacher": under("backbone.", teacher), "epoch": 3}
+    torch.save(held, path := tmp_path / "checkpoint.pth")
+    assert same(load_teacher(DEIT, str(path)).state_dict(), teacher)
+    line = f"{path} holds several models: student.module.backbone., teacher.backbone.; took teacher.backbone.\n"
+    assert capsys.readouterr().err == line
+    assert same(load_teacher(DEIT, f"{path}:student").state_dict(), student) and capsys.readouterr().err == ""
+    assert "no kernel of patches" in refused(load_teacher, DEIT, f"{path}:pupil")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_shards_are_read_by_their_index(name, tmp_path, cache):
+    tensors, (stem, suffix) = random_tensors(DEIT), name.split(".")
+    halves = [dict(list(tensors.items())[part::2]) for part in range(2)]
+    places = {key: f"{stem}-0000{part}.{suffix}" for part, half in enumerate(halves) for key in half}
+    for part, half in enumerate(halves):
+        write = save_file if suffix == "safetensors" else torch.save
+        write(half | {"elsewhere": torch.ones(part + 1)}, tmp_path / f"{stem}-0000{part}.{suffix}")
+    index = tmp_path / f"{name}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert same(load_teacher(DEIT, str(index)).state_dict(), tensors)
+    (tmp_path / f"{stem}-00001.{suffix}").unlink()
+    assert f"{stem}-00001.{suffix} is not there" in refused(load_teacher, DEIT, str(index))
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def torchscript() -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It is old, and so is what OpenAI published with it.
+        torch.jit.save(torch.jit.script(Doubling()), file := io.BytesIO())
+    return file.getvalue()
+
+
+def npz() -> bytes:
+    np.savez(file := io.BytesIO(), kernel=np.ones(3))
+    return file.getvalue()
+
+
+FOREIGN = {  # contents, and what is said of them
+    "a.pt": (torchscript, "is a TorchScript program; torch.save(torch.jit.load(FILE).state_dict(), NEW)"),
+    "a.npz": (npz, "is an archive of numpy"),
+    "a.h5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(99), "is of TensorFlow or Flax"),
+    "a.msgpack": (lambda: b"\x82\xa6params" + bytes(99), "is of TensorFlow or Flax"),
+    "a.safetensors": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+    "config.json": (lambda: b'{"hidden_size": 384}', "is no index of weights"),
+    "loop.json": (lambda: b'{"weight_map": {"norm.weight": "loop.json"}}', "is no index of weights"),
+    "up.json": (lambda: b'{"weight_map": {"norm.weight": "../a.pth"}}', "is no index of weights"),
+    "twice.pth": (lambda: serialised({"a": {"b": 1}, "a.b": 2}), "holds two values of one name"),
+    "whole.pth": (lambda: serialised(Doubling()), "holds code and was not loaded"),
+    "other.pth": (
+        lambda: serialised({"conv.weight": torch.ones(2)}),
+        "no kernel of patches is there; it holds conv.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_cannot_be_opened_is_called_what_it_is(name, tmp_path, cache):
+    content, says = FOREIGN[name]
+    (tmp_path / name).write_bytes(content())
+    assert says in refusal(DEIT, tmp_path / name)
+
+
+CONFUSED = {  # a file, the teacher that is asked for, and what tells them apart
+    "dino_s as mocov3_s, with 12 heads": ("dino_s", "mocov3_s", "its positions are learned, not waves"),
+    "deit_b as mae_b": ("deit_b", "mae_b", "its positions are learned, not waves"),
+    "mae_b as augreg_b": ("mae_b", "augreg_b", "its positions are fixed waves"),
+    "mocov3_b as dino_b": ("mocov3_b", "dino_b", "its positions are fixed waves"),
+    "DINOv2 with registers as without": (
+        "dinov2_reg_s",
+        "dinov2_s",
+        "left over: reg_token; wrong: pos_embed has the shape",
+    ),
+    "BEiT v2 as BEiT": ("beitv2_b", "beit_b", "missing: blocks.0.attn.rel_pos.relative_position_bias_table and 1 more"),
+}
+
+
+@pytest.mark.parametrize("case", CONFUSED)
+def test_a_file_that_tells_itself_from_a_teacher_is_refused_with_the_teachers_it_fits(case, tmp_path, short):
+    held, asked, says = CONFUSED[case]
+    tensors = random_tensors(held)
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    assert same(load_teacher(held, str(path)).state_dict(), tensors)
+    line = refusal(asked, path)
+    assert says in line and re.search(rf"it has the layout of timm or of its authors and fits [^;]*\b{held}\b", line)
+    assert asked not in line.split(" fits ")[1].split(";")[0]
+
+
+def test_positions_that_fine_tuning_moved_are_still_waves(tmp_path, short):
+    tensors = random_tensors("mae_b")
+    tensors["pos_embed"] += 0.05 * torch.randn(tensors["pos_embed"].shape)
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    assert same(load_teacher("mae_b", str(path)).state_dict(), tensors)
+
+
+def test_beits_own_pretraining_is_no_beit_v2(tmp_path, short):
+    """Both have one shared table and a final norm, and BEiT v2 pretrains the class token in blocks of its own."""
+    tensors = random_tensors("beitv2_b") | {"lm_head.weight": torch.ones(3), "mask_token": torch.ones(3)}
+    torch.save({"model": tensors}, path := tmp_path / "beit_base_patch16_224_pt22k.pth")
+    for asked in "beit_b", "beitv2_b":
+        refusal(asked, path)
+    assert "it comes from BEiT, as it has lm_head without cls_pt_layers" in refusal("beitv2_b", path)
+    torch.save({"model": tensors | {"cls_pt_layers.0.norm1.weight": torch.ones(3)}}, path)
+    assert load_teacher("beitv2_b", str(path)).config.rel_pos == "shared"
+
+
+OTHERS = {  # files of networks that are no teachers here
+    "distilled DeiT": (lambda held: held | {"dist_token": torch.ones(1, 1, 192)}, "is a distilled DeiT"),
+    "NaFlex": (lambda held: held | {"patch_embed.proj.weight": torch.ones(192, 768)}, "is of the NaFlex kind"),
+    "another width": (lambda held: held | {"patch_embed.proj.weight": torch.ones(96, 3, 8, 8)}, "(96, 3, 8, 8)"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_network_is_refused_by_name(other, tmp_path, cache):
+    change, says = OTHERS[other]
+    save_file(change(random_tensors(DEIT)), path := tmp_path / "a.safetensors")
+    assert says in refusal(DEIT, path) and says in mistake(teachers, path)[1]
+
+
+def test_a_bias_that_is_not_zero_is_never_dropped(tmp_path, short):
+    """DINOv3 has none; its files have some of zeros, and with masks that hide those of k."""
+    for name in "dinov3_s", "dinov3_splus":
+        tensors, bias = random_tensors(name), torch.zeros(3 * 384)
+        for number in range(2):
+            tensors[f"blocks.{number}.attn.qkv.bias"] = bias.clone()
+        save_file(tensors, path := tmp_path / "a.safetensors")
+        load_teacher(name, str(path))
+        bias[384:768] = 1.0
+        tensors["blocks.1.attn.qkv.bias"] = bias
+        save_file(tensors, path)
+        assert "left over: blocks.1.attn.qkv.bias; " in refusal(name, path)
+        save_file(tensors | {"blocks.1.attn.qkv.bias_mask": (bias == 0).float()}, path)
+        load_teacher(name, str(path))
+        bias[0] = 1e-6
+        save_file(tensors | {"blocks.1.attn.qkv.bias_mask": torch.ones_like(bias)}, path)
+        assert "left over: blocks.1.attn.qkv.bias; " in refusal(name, path)
+        del tensors["blocks.1.attn.qkv.bias"]
+        for value in 0.0, 1e-6:  # as timm's files keep those of q and v
+            save_file(tensors | {"blocks.1.attn.v_bias": torch.full((384,), value)}, path)
+            if value:
+                assert "left over: blocks.1.attn.v_bias; " in refusal(name, path)
+            else:
+                load_teacher(name, str(path))
+    tensors = random_tensors("deit_s")  # A mask means nothing to another model.
+    save_file(tensors | {"blocks.1.attn.qkv.bias_mask": torch.rand(3 * 384)}, path)
+    assert "left over: blocks.1.attn.qkv.bias_mask; " in refusal("deit_s", path)
+
+
+def test_the_script_says_what_a_file_is(tmp_path, short):
+    tensors = under("vit.", random_tensors("dino_s")) | {
+        "classifier.weight": torch.ones(3),
+        "vit.head.bias": torch.ones(3),
+    }
+    save_file(tensors, path := tmp_path / "a.safetensors")
+    assert call(teachers, path).splitlines() == [
+        f"{path}: it has the layout of timm or of its authors and fits deit_s, augreg_s, dino_s, ibot_s, msn_s",
+        "not used: classifier.weight, vit.head.bias",
+        f"to use it: python train.py --teacher deit_s --weights {path}",
+    ]
+    save_file(of_dinov3(random_tensors("dinov3_s")), other := tmp_path / "b.safetensors")
+    line = call(teachers, other).splitlines()[1]
+    assert line == "not used: blocks.0.attn.qkv.bias, blocks.0.attn.qkv.bias_mask, blocks.1.attn.qkv.bias and 3 more"
+    save_file(random_tensors("clip_b"), other)
+    assert call(teachers, other).splitlines()[1] == "not used: nothing"
+    del tensors["vit.norm.weight"], tensors["vit.blocks.0.attn.proj.bias"]
+    save_file(tensors | {"vit.extra": torch.ones(3)}, path)
+    out, err = mistake(teachers, path)
+    assert out == "" and err == (
+        f"error: {path} opens as no teacher: as deit_s, missing: blocks.0.attn.proj.bias and 1 more; left over: "
+        "extra; it has the "
+        "layout of timm or of its authors and looks like deit_s, augreg_s, dino_s, ibot_s, msn_s\n"
+    )
+    assert "nowhere.pth is not there" in mistake(teachers, tmp_path / "nowhere.pth")[1]
+
+
+def test_each_layout_is_called_by_its_name(tmp_path, short):
+    for layout, key in zip(("timm", "OpenCLIP", "transformers", "BEiT-3"), KERNELS):
+        save_file({f"some.where.{key}": torch.ones(384, 3, 16, 16)}, path := tmp_path / "a.safetensors")
+        line = refusal("deit_s", path)
+        assert re.search(rf"it has .*{layout}.* and looks like", line) and "missing: cls_token" in line
+
+
+KERNELS = (
+    "patch_embed.proj.weight",
+    "conv1.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "vision_embed.proj.weight",
+)
+
+
 # ---- teachers.py: downloading ----------------------------------------------------------------------------------------
 
 
@@ -2308,10 +2943,10 @@ def test_the_authors_pickle_is_converted_once_and_loads_as_the_same_teacher(name
     first, second = load_teacher(name), load_teacher(name)
     assert len(server.requests) == 1 and [path.name for path in cache.iterdir()] == [f"{name}.safetensors"]
     assert same(load_file(cache_path(name)), dict(first.state_dict()))  # only what is wanted, in our names
-    family = teachers.FAMILIES[TEACHERS[name].family]
+    family = TEACHERS[name].family
     for model in first, second:
-        theirs = held[family.container]
-        assert same(model.state_dict(), {key: theirs[family.key_prefix + key] for key in first.state_dict()})
+        theirs = held[CONTAINER[family]]
+        assert same(model.state_dict(), {key: theirs[PREFIX.get(family, "") + key] for key in first.state_dict()})
 
 
 def test_the_authors_pickle_put_into_the_cache_by_hand_is_read(cache):
@@ -2328,6 +2963,7 @@ def free_port() -> int:
 
 
 BODY = save({"norm.weight": torch.ones(100_000)})
+OTHER = save({"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)})
 CHUNKED = {"Transfer-Encoding": "chunked", "Content-Length": ""}
 TROUBLE = {  # how a host answers, and what the user is told
     "cut short": (dict(body=BODY[:200_000], length=len(BODY)), "is cut short or is no weights file"),
@@ -2335,7 +2971,8 @@ TROUBLE = {  # how a host answers, and what the user is told
     "cut short, length unknown": (dict(body=BODY[:-9], headers={"Content-Length": ""}), "is cut short or is no"),
     "empty": (dict(body=b""), "is cut short or is no weights file"),
     "a page instead": (dict(body=b"<!doctype html><p>Log in to the network"), "is cut short or is no weights file"),
-    "another teacher": (dict(body=BODY), "does not hold the weights of"),
+    "another teacher": (dict(body=OTHER), "does not hold the weights of"),
+    "no teacher": (dict(body=BODY), "has none of the known layouts"),
     "not there": (dict(status=404), "cannot download"),
     "behind a licence": (dict(status=401), "download it by hand"),
     "forbidden": (dict(status=403), "download it by hand"),
@@ -2360,6 +2997,42 @@ def test_a_failed_download_leaves_nothing_and_tells_the_ways_out_in_one_line_and
     assert list(cache.iterdir()) == []
     download_from(serve(save(tensors := random_tensors(name))), monkeypatch, name)
     assert same(load_teacher(name).state_dict(), tensors)
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"])
+def test_what_the_hubs_own_client_has_downloaded_is_used(variable, tmp_path, monkeypatch, cache, serve):
+    server = serve(status=500)
+    download_from(server, monkeypatch, DEIT)
+    hub = tmp_path / {"HF_HOME": "hub", "HF_HUB_CACHE": "", "XDG_CACHE_HOME": "huggingface/hub"}[variable]
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(variable, str(tmp_path))
+    snapshots = hub / "models--timm--deit_tiny_patch16_224.fb_in1k/snapshots"
+    for number, revision in enumerate(["new", "old"]):
+        (snapshots / revision).mkdir(parents=True)
+        save_file(
+            random_tensors(DEIT) | {"norm.bias": torch.full((192,), 1.0 * number)},
+            path := snapshots / revision / "model.safetensors",
+        )
+        os.utime(path, (0, 1000 - number))
+    assert load_teacher(DEIT).norm.bias.sum() == 0 and server.requests == [] and not cache.exists()
+    assert call(teachers, DEIT) == f"{DEIT}: complete, in {snapshots / 'new/model.safetensors'}\n"
+    cache.mkdir(parents=True)  # The cache of this project comes first.
+    save_file(random_tensors(DEIT) | {"norm.bias": torch.full((192,), 5.0)}, cache_path(DEIT))
+    assert load_teacher(DEIT).norm.bias[0] == 5
+
+
+@pytest.mark.parametrize("value", ["1", "True", "0"])
+def test_nothing_is_asked_of_the_hub_if_the_user_is_offline(value, monkeypatch, cache, serve):
+    server = serve(save(random_tensors(DEIT)))
+    download_from(server, monkeypatch, DEIT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    if value == "0":
+        load_teacher(DEIT)
+        assert len(server.requests) == 1
+    else:
+        line = refused(load_teacher, DEIT)
+        assert line.startswith(f"HF_HUB_OFFLINE forbids to download {server.url}") and "--weights PATH" in line
+        assert server.requests == [] and list(cache.iterdir()) == []
 
 
 @pytest.mark.parametrize("endpoint", ["", "no-address", "http:"])

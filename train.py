@@ -77,7 +77,10 @@ class Settings:
     )
     method: str | None = flag("run", "distill", "Copy the maps, or match them by a loss.", choices=METHODS, nargs="+")
     weights: str | None = flag(
-        "run", None, "A file to load the teacher from, or 'random'. Default: the published file.", metavar="PATH"
+        "run",
+        None,
+        "The teacher's file (FILE:WORD: of its models, WORD's), or 'random'. Default: as published.",
+        metavar="PATH",
     )
 
     # Data.

@@ -2,12 +2,15 @@
 
 import argparse
 import http.client
+import json
 import os
 import socket
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -16,10 +19,23 @@ from support.files import check_name
 
 HUB = "https://huggingface.co"
 
+# ---- Places, and downloading -----------------------------------------------------------------------------------------
+
 
 def cache_path(name: str) -> Path:
     """Returns the path at which a teacher's file is kept."""
     return Path(torch.hub.get_dir(), "attention_transfer", f"{name}.safetensors")
+
+
+def in_hub_cache(url: str) -> Path | None:
+    """Returns the path of a file of the hub in the cache of the hub's own client, or None if it is not there."""
+    if not url.startswith(HUB):
+        return None
+    owner, name, file = url.removeprefix(HUB + "/").replace("/resolve/main/", "/").split("/")
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    found = cache.glob(f"models--{owner}--{name}/snapshots/*/{file}")
+    return max((path for path in found if path.is_file()), key=os.path.getmtime, default=None)
 
 
 def address(url: str) -> str:
@@ -32,6 +48,8 @@ def download(url: str, path: Path, otherwise: str) -> None:
 
     For every trouble of the network it raises a `UserError` that ends with `otherwise`, the other ways to the file.
     """
+    if url.startswith(address(HUB)) and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise UserError(f"HF_HUB_OFFLINE forbids to download {url}; {otherwise}")
     socket.setdefaulttimeout(60)  # After so many seconds without a byte, torch's download fails instead of hanging.
     try:
         urllib.request.Request(url)  # A text that is no address fails here, before torch.hub makes a file.
@@ -41,37 +59,103 @@ def download(url: str, path: Path, otherwise: str) -> None:
         raise UserError(f"cannot download {url} ({reason}); {otherwise}") from error
 
 
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"
+]  # The plain numbers of numpy, which torchvision needs.
+SCALAR = np.float64(0).__reduce__()[0]  # With this function a pickle makes a number of numpy.
+
+# Pickles may hold these beside tensors, and no code can hide in them: settings, and numbers of numpy.
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *NUMBERS,
+    (SCALAR, "numpy.core.multiarray.scalar"),
+    (SCALAR, "numpy._core.multiarray.scalar"),
+]
+
+
 def is_safetensors(path: Path) -> bool:
     """Tells whether a file begins as safetensors do, with 8 bytes for the header's length and the header in JSON."""
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"
 
 
-def read_tensors(path: Path, container: str = "") -> dict:
-    """Returns the tensors of a file by name. If a pickle has an entry `container`, they are taken from that entry.
+def split_word(path: Path) -> tuple[Path, str]:
+    """Splits FILE:WORD into the file and the word. A path without a word has the word ""."""
+    name, _, word = str(path).rpartition(":")
+    return (Path(name), word) if not path.exists() and Path(name).is_file() else (path, "")
 
-    The file holds safetensors or a pickle, of which no code is run. A `UserError` says what is wrong with a file.
+
+def read_tensors(path: Path) -> dict:
+    """Returns what a file holds, by name. What is in an entry b of an entry a has the name a.b.
+
+    The file holds safetensors or a pickle, of which no code is run, or is the index of such files. A `UserError` says
+    what is wrong with it.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there, or is no file")
+        advice = "; name the file in it" if path.is_dir() else ""
+        raise UserError(f"{path} is not there, or is no file{advice}")
     check_name(path)
     try:
         if is_safetensors(path):
-            held = load_file(path)
-        else:
-            # Some authors' files hold settings in an argparse.Namespace, in which no code can hide.
-            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns about pickles that are refused anyway.
-                with open(path, "rb") as file:
-                    held = torch.load(file, map_location="cpu", weights_only=True)
+            return load_file(path)
+        with open(path, "rb") as file:
+            is_json = file.read(1) == b"{"
+        if is_json:
+            return read_shards(path)
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about pickles that are refused anyway.
+            with open(path, "rb") as file:
+                held = list(flatten(torch.load(file, map_location="cpu", weights_only=True)))
+    except UserError:
+        raise
     except PermissionError as error:
         raise UserError(f"{path} may not be read; change its permissions") from error
     except Exception as error:  # If a pickle is broken, torch may raise any error.
-        holds_code = "GLOBAL" in str(error)
-        problem = "holds code and was not loaded" if holds_code else "is cut short or is no weights file"
-        raise UserError(f"{path} {problem}") from error
+        raise UserError(f"{path} {diagnosis(path, error)}") from error
+    if len(dict(held)) < len(held):
+        raise UserError(f"{path} holds two values of one name; take the same weights as safetensors")
+    return dict(held)
+
+
+def read_shards(path: Path) -> dict:
+    """Returns the tensors of all files that an index names. They lie beside it."""
+    places = json.loads(path.read_bytes())["weight_map"]
+    held = {}
+    for shard in sorted(set(places.values())):
+        tensors = read_tensors(path.with_name(shard))
+        held |= {name: value for name, value in tensors.items() if places.get(name) == shard}
+    return held
+
+
+def flatten(held: object, stem: str = "") -> Iterator[tuple[str, object]]:
+    """Yields what nested dictionaries hold, each with its name: the keys that lead to it, with dots between them."""
     if isinstance(held, dict):
-        held = held.get(container, held)
-    if not isinstance(held, dict):
-        raise UserError(f"{path} holds no named tensors")
-    return {str(name): value for name, value in held.items()}
+        for key, value in held.items():
+            yield from flatten(value, f"{stem}.{key}" if stem else str(key))
+    else:
+        yield stem, held
+
+
+def diagnosis(path: Path, error: Exception) -> str:
+    """Says what a file is that cannot be read, and what to do."""
+    with open(path, "rb") as file:
+        first = file.read(64)
+        file.seek(max(0, path.stat().st_size - 2**20))
+        last = file.read()
+    inside = last if first.startswith(b"PK") else b""  # A zip archive ends with the names of what is in it.
+    if b".npy" in inside:
+        return "is an archive of numpy, which is not read here; take the same weights as safetensors"
+    if b"/constants.pkl" in inside:
+        return "is a TorchScript program; torch.save(torch.jit.load(FILE).state_dict(), NEW) makes a file that opens"
+    if first.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`"
+    if first.startswith(b"\x89HDF") or path.suffix == ".msgpack":
+        return "is of TensorFlow or Flax, which is not read here; take the same weights as safetensors"
+    if first.startswith(b"{"):
+        return "is no index of weights; name the file of weights"
+    if "GLOBAL" in str(error):
+        return "holds code and was not loaded; take the same weights as safetensors, or save its state_dict() alone"
+    return "is cut short or is no weights file"
