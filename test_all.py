@@ -1935,6 +1935,12 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
+def test_only_a_native_student_has_the_gelu_and_the_epsilon_of_its_teacher():
+    for name, field, value in (("siglip_b", "tanh_gelu", True), ("clip_b", "norm_eps", 1e-5)):
+        assert getattr(student_config(name, "native"), field) == getattr(TEACHERS[name].config, field) == value
+        assert getattr(student_config(name, "standard"), field) == getattr(ViTConfig, field) != value
+
+
 def test_no_teacher_is_without_a_specification():
     assert set(SPECIFICATIONS) == {name for name, entry in TEACHERS.items() if entry.url}
 
@@ -2673,6 +2679,10 @@ def test_a_file_of_several_models_is_not_chosen_from_in_silence_and_a_word_choos
     assert capsys.readouterr().err == line
     assert same(load_teacher(DEIT, f"{path}:student").state_dict(), student) and capsys.readouterr().err == ""
     assert "no kernel of patches" in refused(load_teacher, DEIT, f"{path}:pupil")
+    del held["teacher"]["backbone.patch_embed.proj.weight"]  # A student does not take its teacher's place.
+    torch.save(held, path)
+    assert "choose a model, as in FILE:student" in refusal(DEIT, path)
+    assert same(load_teacher(DEIT, f"{path}:student").state_dict(), student)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
