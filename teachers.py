@@ -356,10 +356,10 @@ LAYOUTS = (
 
 # A teacher does not need tensors of these names, if its model has none.
 UNWANTED = (
-    *("head.*", "head_dist.*", "fc.*", "pred.*", "proj", "attn_pool.*", "pooler.*"),  # heads
+    *("head.*", "fc.*", "pred.*", "proj", "attn_pool.*", "pooler.*"),  # heads
     *("norm.*", "fc_norm.*"),  # the norm of the mean over patches, which EVA-02 calls norm
     *("lm_head.*", "cls_pt_*", "mask_token", "masked_embed", "decoder*"),  # what only pretraining used
-    *("*position_ids", "*relative_position_index", "*rope.*", "rope_embed.*"),  # constants, which model.py computes
+    *("*position_ids", "*relative_position_index", "*rope.*", "rope_embed*"),  # constants, which model.py computes
     *("text_embed.*", "*.B.*"),  # BEiT-3's parts for text
 )
 
@@ -386,6 +386,8 @@ def recognise(path: Path) -> Published:
     """
     path, word = split_word(path)
     held = {name: value for name, value in read_tensors(path).items() if isinstance(value, Tensor)}
+    if not all(name.isprintable() for name in held):
+        raise UserError(f"{path} is damaged, as it holds names that cannot be printed")
     prefix, layout = find_model(path, word, list(held))
     beginnings = (prefix,)
     if prefix == "vit." and not any(name.startswith(("vit.encoder.", "vit.layers.")) for name in held):

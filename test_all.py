@@ -2049,7 +2049,10 @@ def test_a_file_of_transformers_opens_and_computes_what_transformers_computes(na
     monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], config=config))
     model, inner = random_transformers(name, whole)
     model.save_pretrained(tmp_path)  # with the names of the hub's files
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # with those of version 5
+    numbers = {}  # which older versions kept
+    if family in ("clip", "siglip"):
+        numbers = {f"{'vision_model.' if whole else ''}embeddings.position_ids": torch.arange(config.grid**2)[None]}
+    torch.save(model.state_dict() | numbers, tmp_path / "pytorch_model.bin")  # with those of version 5
     in_file, in_memory = load_file(tmp_path / "model.safetensors"), model.state_dict()
     assert (set(in_file) == set(in_memory)) == (family in ("clip", "siglip"))
     first = load_teacher(name, str(tmp_path / "model.safetensors"))
@@ -2727,6 +2730,7 @@ FOREIGN = {  # contents, and what is said of them
     "loop.json": (lambda: b'{"weight_map": {"norm.weight": "loop.json"}}', "is no index of weights"),
     "up.json": (lambda: b'{"weight_map": {"norm.weight": "../a.pth"}}', "is no index of weights"),
     "twice.pth": (lambda: serialised({"a": {"b": 1}, "a.b": 2}), "holds two values of one name"),
+    "lines.pth": (lambda: serialised({"conv1.weight\n\x1b[2J": torch.ones(2)}), "names that cannot be printed"),
     "whole.pth": (lambda: serialised(Doubling()), "holds code and was not loaded"),
     "other.pth": (
         lambda: serialised({"conv.weight": torch.ones(2)}),
