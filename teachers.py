@@ -839,7 +839,7 @@ def main() -> None:
     )
     names = parser.parse_args().names
     for name in names:
-        if name.isidentifier() and not Path(name).is_file():
+        if name.isidentifier() and not Path(name).exists():
             find_teacher(name)  # A mistake in a name is answered before the first download.
     for name in names:
         if name in TEACHERS:

@@ -3406,6 +3406,15 @@ def test_a_run_without_a_baseline_of_its_seed_is_told_with_its_accuracy(results)
     assert "deit_nano, distill, seed 7: top-1 61.5, and no baseline of that seed" in out and "+4.0 ± 1.4" in out
 
 
+def test_a_baseline_has_no_row_of_its_own_beside_a_teacher_with_another_title(trained, tmp_path):
+    base, transfer = run(trained, "deit_nano baseline"), run(trained, "deit_nano distill")
+    write_run(tmp_path / "runs" / "b", 50.0, base)
+    assert [row[1] for row in cells_of(call(evaluation, "table", tmp_path / "runs"))[2:]] == ["deit_nano"]
+    write_run(tmp_path / "runs" / "own", 60.0, transfer, weights="file.pth")
+    [row] = cells_of(call(evaluation, "table", tmp_path / "runs"))[2:]
+    assert row == ["DeiT", "deit_nano (own file)", "50.0", "+10.0"]
+
+
 def test_a_run_that_is_there_twice_counts_once(results):
     write_run(results / "z", 99.0, results / "d0")
     out = call(evaluation, "table", results)

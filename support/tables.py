@@ -95,6 +95,7 @@ def rows_of(results: list) -> Rows:
     weights = {}  # These are the fingerprints of teachers of a title. Where it has several, each has a row of its own.
     for result in results:
         weights.setdefault(result.title, {result.weights}).add(result.weights)
+    transferred = {result.teacher for result in results if result.column != "baseline"}
     for result in results:
         title = result.title
         if result.weights and len(weights[title] - {None}) > 1:
@@ -104,6 +105,8 @@ def rows_of(results: list) -> Rows:
             print(
                 f"{name}: top-1 {result.top1:.1f} is the weights' average's, and the last ones' {result.last_top1:.1f}"
             )
+        if result.column == "baseline" and result.teacher in transferred:
+            continue  # It stands in the rows of those runs, whose teacher may have a title of its own.
         row = rows.setdefault((result.family, title), {})
         baselines = {r.seed: r.top1 for r in results if r.column == "baseline" and r.teacher == result.teacher}
         row["baseline"] = list(baselines.values())
