@@ -7,10 +7,12 @@
     python eval.py maps runs/... --figure maps.png                    # the same of one token, as a picture
     python eval.py curves runs/... --figure curves.png                # loss and accuracy by epoch
     python eval.py speed                                              # what a step of attention transfer costs
+    python eval.py speed --data my_photos                             # how fast one process prepares their images
 
 This file is for reference. The way in from Python is `load_student(folder) -> ViT`.
 """
 
+import itertools
 import math
 import re
 import sys
@@ -142,7 +144,7 @@ def evaluation_set(settings: Settings, known: list, name: str) -> tuple[Dataset,
     else:
         images, classes = data.class_folders(class_folder(name, settings.data_root))
         normalisation = find_teacher(settings.teacher).normalisation
-        dataset = data.Images(images, data.plain_view(name, settings.img_size, normalisation))
+        dataset = data.Images(images, normalisation, data.plain_view(name, settings.img_size))
     if name == "imagenet_v2":  # Its folders are numbered in the order of the sorted WordNet ids.
         numbers = {str(number): word for number, word in enumerate(known)}
         classes = [numbers.get(word, word) for word in classes]
@@ -210,7 +212,8 @@ def chosen_image(args: Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
     """Returns the image of --image, or else the first validation image, as a batch for models and from 0 to 1."""
     normalisation = find_teacher(settings.teacher).normalisation
     if args.image:
-        image = data.plain_view(settings.data, settings.img_size, normalisation)(data.read_image(args.image))
+        view = data.plain_view(settings.data, settings.img_size)
+        image = data.to_floats(view(data.read_image(args.image)), normalisation)
     else:
         image = build_data(settings).val[0][0]
     mean, std = torch.tensor(normalisation).view(2, 3, 1, 1)
@@ -378,9 +381,11 @@ def speed(args: Namespace) -> None:
     """Prints what a step of copying and of distillation takes, as a ratio to a step without a teacher.
 
     The variants take turns, and a ratio is the median of those within one round, so that what else the machine does
-    slows all of them.
+    slows all of them. With --data, it prints how many images of that set one process prepares in a second instead.
     """
     device, size = args.device, args.img_size or find_teacher(args.teacher).img_size
+    if args.data:
+        return feeding(args.data, size, find_teacher(args.teacher).normalisation)
     config, on_cuda = student_config(args.teacher, img_size=size), device.type == "cuda"
     batch, blocks = args.batch_size or (128 if on_cuda else 16), config.depth * 3 // 4
     student, teacher = ViT(config).to(device), load_teacher(args.teacher, "random", size).to(device)
@@ -421,6 +426,24 @@ def speed(args: Namespace) -> None:
     print("forward and backward pass, medians of 11 rounds; a ratio is the median of those within a round")
 
 
+def feeding(names: list[str], size: int, normalisation: tuple) -> None:
+    """Prints how many images of each data set a process reads, decodes and augments in a second, with one thread."""
+    torch.set_num_threads(1)  # A loader's worker has one, too.
+    for name in names:
+        images = data.load_data(data.one_name(name), "data", size, normalisation).train
+        rates = []
+        for seeds in (range(len(images)), [None] * len(images)):  # Without a seed, an image is as evaluation sees it.
+            items = itertools.cycle(enumerate(seeds))
+            done, start = 0, time.perf_counter()
+            while time.perf_counter() - start < 3:
+                images.read(next(items))
+                done += 1
+            rates.append(done / (time.perf_counter() - start))
+        print(
+            f"{name}, {size} px: one process prepares {rates[0]:.0f} training images a second, {rates[1]:.0f} to test"
+        )
+
+
 # ---- Command line ----------------------------------------------------------------------------------------------------
 
 
@@ -429,7 +452,9 @@ FLAGS = {
     "run": dict(metavar="RUN", help="A folder that train.py made."),
     "folder": dict(metavar="DIR", help="The folder of the runs' folders."),
     "teacher": dict(nargs="?", default="deit_s", metavar="TEACHER", help="A teacher (default: deit_s)."),
-    "--data": dict(nargs="+", help=f"Other test sets: {', '.join(FOLDERS)}, or as in train.py."),
+    "--data": dict(
+        nargs="+", help=f"Other sets: {', '.join(FOLDERS)}, or as in train.py (speed: how fast they are fed)."
+    ),
     "--data-root": dict(metavar="DIR", help="Data sets are kept in this folder (default: the run's)."),
     "--ema": dict(action="store_true", help="Take the moving average of the weights, if the run kept one."),
     "--weights": dict(metavar="PATH", help="The file of the teacher's weights (default: the run's)."),
@@ -462,7 +487,7 @@ ACTIONS = {
     view: "run? --teacher --out! --image --blocks --data-root --ema --weights --device",
     maps: "run --figure! --image --patch --data-root --ema --weights --device",
     curves: "runs --figure!",
-    speed: "teacher --img-size --batch-size --compile --device",
+    speed: "teacher --data --img-size --batch-size --compile --device",
 }
 
 

@@ -77,6 +77,6 @@ def pick_device(name: str) -> torch.device:
 
 
 def spare_cores() -> int:
-    """Returns how many workers may decode images for this process: its share of the cores, but at most 8."""
+    """Returns how many workers may decode images for this process: its share of the cores, but at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
