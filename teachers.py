@@ -37,7 +37,7 @@ from model import COMPONENTS, ViT, ViTConfig, native_components, sincos_position
 from support.arguments import Parser
 from support.data import normalise
 from support.errors import UserError, answer_mistakes, unknown
-from support.files import replacing
+from support.files import replacing, turn
 from support.matching import SHAPES, matching
 from support.schedule import cosine_schedule
 from support.tables import print_aligned
@@ -729,6 +729,13 @@ def fetch(name: str, seed: int = 0) -> Path:
         return pretrain(name, path, seed)
     if path.is_file():
         return path
+    with turn(path):
+        return path if path.is_file() else fetch_to(path, name)
+
+
+def fetch_to(path: Path, name: str) -> Path:
+    """Downloads a teacher's file to `path`, unless it does not hold the teacher."""
+    teacher = find_teacher(name)
     url = address(teacher.url)
     small = f"{teacher.family}_nano, which has the same components and needs no download"
     otherwise = f"download it by hand to {path}, or name it with --weights PATH; or take {small}"
@@ -756,11 +763,13 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
     config = find_teacher(name).config
     recipe = PRETRAINING | {"seed": seed}
     stamp = json.dumps([repr(config), recipe])
-    if stamp_of(path) == stamp:
-        return path
     steps = recipe["steps"]
     peak = recipe["lr"]
-    with replacing(path) as temporary, torch.random.fork_rng(devices=[]):
+    if stamp_of(path) == stamp:
+        return path
+    with turn(path), torch.random.fork_rng(devices=[]):
+        if stamp_of(path) == stamp:
+            return path  # Another process has trained it meanwhile.
         torch.manual_seed(seed)
         model = ViT(config)
         optimiser = torch.optim.AdamW(model.parameters(), peak, recipe["betas"], weight_decay=recipe["weight_decay"])
@@ -773,7 +782,8 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
             optimiser.step()
-        save_file(model.state_dict(), temporary, metadata={"format": "pt", "recipe": stamp})
+        with replacing(path) as temporary:
+            save_file(model.state_dict(), temporary, metadata={"format": "pt", "recipe": stamp})
     return path
 
 

@@ -1147,6 +1147,82 @@ def test_a_grid_runs_every_combination_and_skips_what_is_finished(nano):
     assert second[1] == "dinov2_reg_nano"
 
 
+GRID = "--teacher deit_nano dinov2_reg_nano --mode baseline transfer --method copy distill --seed 0 1 --student native"
+
+
+def test_a_list_has_the_command_of_each_unfinished_run_in_the_order_of_the_grid_and_nothing_is_trained(nano):
+    parted_folder("some pictures")
+    words = [*GRID.split(), *QUICK, "--data", "matching", "some pictures", "--no-augment", "--out", "more runs"]
+    plan = train.plan_runs(train.parse_arguments(words))
+    lines = call(train, *words, "--list").splitlines()
+    assert not Path("more runs").exists() and len(lines) == len(plan) == 24
+    for line, settings in zip(lines, plan, strict=True):
+        start, script, *own = shlex.split(line)
+        args = train.parse_arguments(own)
+        assert (start, script, args.out, args.list) == ("python", "train.py", "more runs", False)
+        assert train.plan_runs(args) == [settings]
+    call(train, *shlex.split(lines[0])[2:])
+    assert call(train, *words, "--list").splitlines() == lines[1:]
+    assert call(train, *words, "--list", "--fresh").splitlines() == [f"{line} --fresh" for line in lines]
+    out, err = mistake(train, *words, "--list", "--blocks", "9")
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+AT_ONCE = """
+import sys, teachers, train
+from dataclasses import replace
+teachers.PRETRAINING["steps"] = 300
+entry = teachers.TEACHERS["deit_ti"]
+teachers.TEACHERS["deit_ti"] = replace(entry, config=replace(entry.config, depth=2))
+teachers.load_teacher("deit_ti")
+print("loaded")
+train.main()
+"""
+
+
+def test_commands_of_one_grid_may_run_at_once_and_make_or_download_a_teacher_once(tmp_path, serve, cache):
+    server = serve(save(random_tensors(DEIT)), pause=3)
+    place = environment(HF_ENDPOINT=server.url, TORCH_HOME=str(tmp_path / "shared"), OMP_NUM_THREADS="1")
+    words = "--data matching --train-images 48 --batch-size 16 --epochs 1 --out".split() + [tmp_path / "runs"]
+    (tmp_path / "script.py").write_text(AT_ONCE)
+    modes = [["--mode", "baseline"], ["--mode", "transfer"], ["--mode", "transfer", "--method", "copy"]]
+    ends = [start(tmp_path / "script.py", *map(str, [*mode, *words]), env=place) for mode in modes]
+    outputs = [process.communicate(timeout=120) for process in ends]
+    assert [process.returncode for process in ends] == [0, 0, 0], outputs
+    assert len(server.requests) == 1 and sum("pretrain deit_nano" in err for _, err in outputs) == 1
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 3
+    left = {path.name for path in (tmp_path / "shared/hub/attention_transfer").iterdir()}
+    assert left == {"deit_ti.safetensors", "deit_nano.safetensors"}
+
+
+def test_a_lock_that_a_killed_process_leaves_keeps_nobody_waiting(tmp_path):
+    path = tmp_path / "file.safetensors"
+    script = f"import time; from pathlib import Path; from support.files import turn\nwith turn(Path({str(path)!r})):\n"
+    holder = start("-c", script + " print('mine', flush=True); time.sleep(60)")
+    assert holder.stdout.readline() == "mine\n"
+    waiting = start("-c", script + " print('mine')")
+    time.sleep(0.5)
+    assert waiting.poll() is None and holder.poll() is None
+    holder.kill()
+    assert waiting.communicate(timeout=30)[0] == "mine\n" and list(tmp_path.iterdir()) == []
+    holder.communicate()
+
+
+@pytest.mark.parametrize(
+    "world, here, words",
+    [
+        (1, 1, "python"),
+        (8, 8, "torchrun --nproc_per_node=8"),
+        (16, 8, "torchrun --nproc_per_node=8 --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=node1"),
+    ],
+)
+def test_a_run_names_the_command_by_which_its_processes_were_started(world, here, words, monkeypatch):
+    for name, value in dict(WORLD_SIZE=world, LOCAL_WORLD_SIZE=here, MASTER_ADDR="node1").items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    assert " ".join(Processes("cpu").launcher()) == words
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -2884,7 +2960,8 @@ KERNELS = (
 class Server(http.server.ThreadingHTTPServer):
     """A host on the loopback that answers every request alike, and keeps the requests."""
 
-    def __init__(self, body=b"", status=200, headers=(), length=None):
+    def __init__(self, body=b"", status=200, headers=(), length=None, pause=0):
+        self.pause = pause  # in seconds, before each answer
         self.answer, self.requests = (body, status, headers, len(body) if length is None else length), []
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -2895,6 +2972,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body, status, headers, length = self.server.answer
         self.server.requests.append(self.path)
+        time.sleep(self.server.pause)
         self.send_response(status)
         for key, value in {"Content-Length": str(length), **dict(headers)}.items():
             if value:

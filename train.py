@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from model import ViT, layer_of
 from support import data, runs, tables
-from support.arguments import Parser, add_flags, flag, names_of
+from support.arguments import Parser, add_flags, flag, names_of, words_of
 from support.errors import UserError, answer_mistakes, in_a_line, not_finite
 from support.processes import Processes, spare_cores
 from support.schedule import average_decay, cosine_schedule
@@ -462,15 +462,22 @@ def parse_arguments(words: list | None = None) -> Namespace:
         "--out", default="runs", metavar="DIR", help="The folder in which each run has its own. Default: runs."
     )
     parser.add_argument(
+        "--list", action="store_true", help="Print the commands of the runs that are not finished, and train none."
+    )
+    parser.add_argument(
         "--fresh", action="store_true", help="Start the runs of this command over, whatever is on disk of them."
     )
     return parser.parse_args(words)
 
 
+def typed_settings(args: Namespace) -> dict:
+    """The settings that were typed, without the words that do not belong to one run."""
+    return {name: value for name, value in vars(args).items() if name not in ("out", "fresh", "list")}
+
+
 def plan_runs(args: Namespace) -> list[Settings]:
     """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
-    typed = vars(args).copy()  # These flags were given.
-    del typed["out"], typed["fresh"]  # These do not belong to one run.
+    typed = typed_settings(args)
     grid = [field for field in fields(Settings) if "nargs" in field.metadata]
     several = {field.name: typed.pop(field.name, [field.default]) for field in grid}
     if several["mode"] == [None]:
@@ -567,12 +574,13 @@ def describe(settings: Settings) -> dict:
 def main() -> None:
     args = parse_arguments()
     plan = plan_runs(args)
-    processes = Processes(plan[0].device)
     folders = [Path(args.out) / describe(settings)["name"] for settings in plan]
-    launcher = ["torchrun", f"--nproc_per_node={processes.world}"] if processes.world > 1 else ["python"]
-    command = shlex.join([*launcher, "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
     if len(set(folders)) < len(plan):
         raise UserError("two runs of this grid share a folder; use two commands and two --out")
+    if args.list:
+        return list_commands(args, dict(zip(folders, plan, strict=True)))
+    processes = Processes(plan[0].device)
+    command = shlex.join([*processes.launcher(), "train.py", *(word for word in sys.argv[1:] if word != "--fresh")])
     try:
         waiting, failed = prepare(args, dict(zip(folders, plan, strict=True)), processes), []
         for folder, settings in waiting.items():
@@ -597,6 +605,19 @@ def main() -> None:
         dist.destroy_process_group()
     if failed:
         raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as said above: {', '.join(failed)}")
+
+
+def list_commands(args: Namespace, plan: dict) -> None:
+    """Prints a command for each run that is not finished, by folder. Each is complete by itself."""
+    grid = {field.name: field.default for field in fields(Settings) if "nargs" in field.metadata}
+    shared = {name: value for name, value in typed_settings(args).items() if name not in grid}
+    fresh = ["--fresh"] if args.fresh else []
+    for folder, settings in plan.items():
+        if args.fresh or not runs.is_finished(folder):
+            own = {name: getattr(settings, name) for name in grid}
+            said = [name for name in grid if name in vars(args) or own[name] != grid[name]]
+            own = {name: own[name] for name in said if own[name] is not None}
+            print(shlex.join(["python", "train.py", *words_of(own | shared), "--out", args.out, *fresh]))
 
 
 def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:

@@ -56,6 +56,15 @@ def names_of(settings: Any, role: str) -> list:
     return [field.name for field in dataclasses.fields(settings) if field.metadata["role"] == role]
 
 
+def words_of(settings: dict) -> list[str]:
+    """The words by which these values of settings are typed."""
+    words = []
+    for name, value in settings.items():
+        word = name.replace("_", "-")
+        words += [f"--{word}" if value else f"--no-{word}"] if isinstance(value, bool) else [f"--{word}", str(value)]
+    return words
+
+
 def add_flags(parser: Parser, settings: type) -> None:
     """Adds a flag for each field of a dataclass of settings, in the group of its role."""
     groups = {role: parser.add_argument_group(title) for role, title in ROLES.items()}

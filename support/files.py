@@ -4,12 +4,17 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from support.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such module.
+    fcntl = None
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # The disk is full or broken.
 
@@ -53,6 +58,31 @@ def replacing(path: Path) -> Iterator[Path]:
             if not is_of_writing:
                 raise
             raise cannot_write(path, error.strerror or error) from error
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Waits until no other process makes the file `path`, and keeps others from making it meanwhile.
+
+    The system drops a lock when its process ends, however it ends. Where there are no locks, nobody waits.
+    """
+    waiting_room = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(waiting_room, "ab")
+    except OSError as error:
+        raise cannot_write(path, error.strerror) from error
+    with file:
+        with suppress(OSError, AttributeError):  # Some disks have no locks, and Windows has no fcntl.
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        was_removed = os.fstat(file.fileno()).st_nlink == 0  # by the one before, for whom this process has waited
+        try:
+            with turn(path) if was_removed else nullcontext():
+                yield
+        finally:
+            if not was_removed:
+                with suppress(OSError):
+                    waiting_room.unlink()
 
 
 def cannot_write(path: Path, reason: object) -> UserError:

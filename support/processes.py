@@ -52,6 +52,17 @@ class Processes:
                 dist.barrier()
         return result
 
+    def launcher(self) -> list[str]:
+        """Returns the words that start a script in as many processes again, on as many machines."""
+        if self.world == 1:
+            return ["python"]
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        words = ["torchrun", f"--nproc_per_node={here}"]
+        if here < self.world:
+            rendezvous = f"--rdzv_endpoint={os.environ.get('MASTER_ADDR', 'MACHINE')}"
+            words += [f"--nnodes={self.world // here}", "--rdzv_backend=c10d", rendezvous]
+        return words
+
     def check_same(self, look: Callable, place: str) -> None:
         """Raises a `UserError` in all processes unless all of them see the same files in that place."""
         for _ in range(self.patience):

@@ -23,13 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from support.arguments import names_of
 from support.errors import UserError, not_finite
-from support.files import replacing
+from support.files import fcntl, replacing
 from support.processes import Processes
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such module.
-    fcntl = None
 
 FILES = ("config.json", "log.jsonl", "checkpoint.pt", "student.safetensors", "student_ema.safetensors", "result.json")
 
