@@ -397,7 +397,7 @@ class Meter:
     def add(self, loss: Tensor, transfer_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         # Where images are mixed, the right answer is the one with the larger share.
         labels = targets if targets.ndim == 1 else targets.argmax(1)
-        right, count = (logits.argmax(1) == labels).sum().float(), loss.new_tensor(len(labels))
+        right, count = (logits.argmax(1) == labels).sum().float(), loss.new_full((), len(labels))
         self.sums += torch.stack((loss * count, transfer_loss.float() * count, right, count))
 
     def averages(self, step: int) -> dict:
