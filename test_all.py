@@ -5139,7 +5139,7 @@ def test_a_module_of_a_block_belongs_to_the_part_that_its_name_says():
 
 
 def test_every_command_of_readme_can_be_read():
-    lines = re.findall(r"^(?:python|torchrun \S+) (\w+)\.py ([^#\n&]*)", README, re.MULTILINE)
+    lines = re.findall(r"^(?:python|torchrun(?: -\S+)+) (\w+)\.py ([^#\n&>]*)", README, re.MULTILINE)
     for script, words in lines:
         if script in ("train", "eval"):
             {"train": train, "eval": evaluation}[script].parse_arguments(shlex.split(words))

@@ -631,7 +631,7 @@ def in_order(count: int, batch_size: int, rank: int = 0, world: int = 1) -> list
 class Loader:
     """A loader reads a data set pass after pass. Its worker processes start with the first pass."""
 
-    def __init__(self, dataset: Images, workers: int, device: torch.device) -> None:
+    def __init__(self, dataset: Dataset, workers: int, device: torch.device) -> None:
         self.dataset = dataset
         self.device = device
         self.batches = []  # The next pass has these batches, each a list of items.
@@ -651,7 +651,9 @@ class Loader:
         on_cuda = self.device.type == "cuda"  # On other devices a copy that nobody waits for may be read too early.
         for images, labels in self.loader:
             images = images.to(self.device, non_blocking=on_cuda)
-            yield to_floats(images, self.dataset.normalisation), labels.to(self.device, non_blocking=on_cuda)
+            if images.dtype == torch.uint8:  # Here a GPU does it.
+                images = to_floats(images, self.dataset.normalisation)
+            yield images, labels.to(self.device, non_blocking=on_cuda)
 
 
 def leave_ctrl_c(worker: int) -> None:
