@@ -385,7 +385,7 @@ def speed(args: Namespace) -> None:
     """
     device, size = args.device, args.img_size or find_teacher(args.teacher).img_size
     if args.data:
-        return feeding(args.data, size, find_teacher(args.teacher).normalisation)
+        return feeding(args.data, args.data_root or "data", size, find_teacher(args.teacher).normalisation)
     config, on_cuda = student_config(args.teacher, img_size=size), device.type == "cuda"
     batch, blocks = args.batch_size or (128 if on_cuda else 16), config.depth * 3 // 4
     student, teacher = ViT(config).to(device), load_teacher(args.teacher, "random", size).to(device)
@@ -426,11 +426,13 @@ def speed(args: Namespace) -> None:
     print("forward and backward pass, medians of 11 rounds; a ratio is the median of those within a round")
 
 
-def feeding(names: list[str], size: int, normalisation: tuple) -> None:
+def feeding(names: list[str], root: str, size: int, normalisation: tuple) -> None:
     """Prints how many images of each data set a process reads, decodes and augments in a second, with one thread."""
     torch.set_num_threads(1)  # A loader's worker has one, too.
     for name in names:
-        images = data.load_data(data.one_name(name), "data", size, normalisation).train
+        if name == "matching":
+            raise UserError("the images of matching are made before the training; name another data set")
+        images = data.load_data(data.one_name(name), root, size, normalisation).train
         rates = []
         for seeds in (range(len(images)), [None] * len(images)):  # Without a seed, an image is as evaluation sees it.
             items = itertools.cycle(enumerate(seeds))
@@ -487,7 +489,7 @@ ACTIONS = {
     view: "run? --teacher --out! --image --blocks --data-root --ema --weights --device",
     maps: "run --figure! --image --patch --data-root --ema --weights --device",
     curves: "runs --figure!",
-    speed: "teacher --data --img-size --batch-size --compile --device",
+    speed: "teacher --data --data-root --img-size --batch-size --compile --device",
 }
 
 

@@ -356,15 +356,20 @@ LAYOUTS = (
 
 # A teacher does not need tensors of these names, if its model has none.
 UNWANTED = (
-    *("head.*", "fc.*", "pred.*", "proj", "attn_pool.*", "pooler.*"),  # heads
+    *("head.*", "fc.*", "pred.*", "proj", "pooler.*"),  # heads
     *("norm.*", "fc_norm.*"),  # the norm of the mean over patches, which EVA-02 calls norm
     *("lm_head.*", "cls_pt_*", "mask_token", "masked_embed", "decoder*"),  # what only pretraining used
-    *("*position_ids", "*relative_position_index", "*rope.*", "rope_embed*"),  # constants, which model.py computes
+    *("*position_ids", "*relative_position_index"),  # constants, which model.py computes
     *("text_embed.*", "*.B.*"),  # BEiT-3's parts for text
 )
+# These, too, are constants, but in a model without rotary positions they would tell of another network.
+ROPE_CONSTANTS = ("*rope.freqs_*", "rope.pos_embed", "rope_embed.periods")
 
 # Of several models in a file, that one is taken whose prefix has the first of these words.
-PREFERRED = "teacher target_encoder model_ema state_dict_ema base_encoder model module state_dict student".split()
+PREFERRED = (
+    "teacher target_encoder model_ema ema_model ema state_dict_ema ema_state_dict base_encoder model module state_dict "
+    "student"
+).split()
 
 Tensors = dict[str, Tensor]  # The keys are names.
 
@@ -388,9 +393,13 @@ def recognise(path: Path) -> Published:
     held = {name: value for name, value in read_tensors(path).items() if isinstance(value, Tensor)}
     if not all(name.isprintable() for name in held):
         raise UserError(f"{path} is damaged, as it holds names that cannot be printed")
-    prefix, layout = find_model(path, word, list(held))
+    for name, value in held.items():
+        is_plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
+        if not is_plain or (value.is_floating_point() and value.element_size() == 1):
+            raise UserError(f"{path} holds {name}, which is compressed or empty; take the weights as plain numbers")
+    prefix, layout = find_model(path, word, held)
     beginnings = (prefix,)
-    if prefix == "vit." and not any(name.startswith(("vit.encoder.", "vit.layers.")) for name in held):
+    if prefix == "vit." and not any(name.startswith(("vit.encoder.", "vit.layers.", "vit.blocks.")) for name in held):
         beginnings += ("encoder.layer.",)  # transformers 5 writes the blocks of ViTMSNForImageClassification so.
     own = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(beginnings)}
     others = [name for name in held if not name.startswith(beginnings)]
@@ -400,30 +409,34 @@ def recognise(path: Path) -> Published:
         raise UserError(f"{path} {error}") from error
 
 
-def find_model(path: Path, word: str, names: list[str]) -> tuple[str, Layout]:
+def find_model(path: Path, word: str, held: Tensors) -> tuple[str, Layout]:
     """Finds a file's layout by the kernel of its patches. What stands before this name stands before all of the model.
 
     If there are several models, it takes one of those with `word` in the prefix, and says on stderr which one it took.
     """
     found = {}
-    for name, layout in itertools.product(names, LAYOUTS):
+    for name, layout in itertools.product(held, LAYOUTS):
         kernel = re.fullmatch(rf"((?:.*\.)?){layout.kernel}", name)
-        if kernel and word in ("", *kernel[1].split(".")):
+        if kernel and (held[name].ndim == 2 or held[name].shape[1:2] == (3,)):  # It sees three colours.
             found[kernel[1]] = layout
+    names = textwrap.shorten(", ".join(prefix or "one without a prefix" for prefix in found), 200, placeholder=" ...")
     if not found:
-        first = ", ".join(names[:3]) or "no tensor"
+        first = textwrap.shorten(", ".join(list(held)[:3]) or "no tensor", 200, placeholder="...")
         raise UserError(f"{path} has none of the known layouts, as no kernel of patches is there; it holds {first}")
+    asked = [prefix for prefix in found if word in ("", *prefix.split("."))]
+    if not asked:
+        raise UserError(f"{path} holds no model of the name {word}, but {names}")
 
-    def rank(name: str) -> list[bool]:
+    def rank(name: str) -> list[int]:
         return [preferred in name.split(".") for preferred in PREFERRED]
 
-    prefix = max(found, key=rank)
-    for name in names:
+    prefix = max(asked, key=lambda prefix: (rank(prefix), -len(prefix)))  # The outer of two is the model.
+    for name in held:
         if not word and not name.startswith(prefix) and rank(name.split(".")[0]) > rank(prefix):
             advice = "choose a model, as in FILE:student"
             raise UserError(f"{path} holds {name}, but no kernel of patches with it; {advice}")
-    if len(found) > 1:
-        print(f"{path} holds several models: {', '.join(found)}; took {prefix}", file=sys.stderr)
+    if len(asked) > 1:
+        print(f"{path} holds several models: {names}; took {prefix or 'the one without a prefix'}", file=sys.stderr)
     return prefix, found[prefix]
 
 
@@ -443,9 +456,12 @@ def add(tensors: Tensors, name: str, value: Tensor) -> None:
     tensors[name] = value
 
 
-def is_wanted(name: str, own: Iterable[str]) -> bool:
+def is_wanted(name: str, own: Iterable[str], config: ViTConfig) -> bool:
     """Tells whether a model whose parameters have the names `own` needs a tensor, or should refuse it."""
-    return name in own or not any(fnmatch(name, pattern) for pattern in UNWANTED)
+    unwanted = UNWANTED + ROPE_CONSTANTS * bool(config.rope)
+    if not config.class_token:  # SigLIP pools by attention. What has a class token and does so is another network.
+        unwanted += ("attn_pool.*",)
+    return name in own or not any(fnmatch(name, pattern) for pattern in unwanted)
 
 
 def convert(tensors: Tensors, config: ViTConfig) -> Tensors:
@@ -453,7 +469,7 @@ def convert(tensors: Tensors, config: ViTConfig) -> Tensors:
     own = shape_of(config).state_dict()
     kept = {}
     for name, value in tensors.items():
-        if is_wanted(name, own):
+        if is_wanted(name, own, config):
             kept[name] = value.float().contiguous() if value.is_floating_point() else value
     kept = fit_positions(kept, config)
     kept = join_qkv(kept, own)
@@ -581,7 +597,7 @@ def fit(file: Published, name: str) -> tuple[Tensors, Faults]:
         "wrong": [],
     }
     for key, value in file.tensors.items():  # Joining tensors makes floats of all, so types are looked at before.
-        if is_wanted(key, own) and not value.is_floating_point():
+        if is_wanted(key, own, config) and not value.is_floating_point():
             faults["wrong"].append(f"{key} is {value.dtype}")
     for key in [key for key in own if key in tensors]:
         if tensors[key].shape != own[key].shape:
@@ -603,6 +619,11 @@ def contradictions(file: Published, tensors: Tensors, name: str) -> list[str]:
         distance = min((patches - each).norm() / each.norm() for each in (waves, waves.roll(config.dim // 2, -1)))
         if (distance < 0.3) != (config.pos_embed == "sincos"):
             found.append("its positions are " + ("fixed waves, as in MAE" if distance < 0.3 else "learned, not waves"))
+    periods = file.tensors.get("rope_embed.periods")
+    if periods is not None and periods.ndim == 1:
+        steps = torch.arange(len(periods)) / len(periods)
+        if not torch.allclose(periods.float(), 100**steps, rtol=0.01):  # DINOv3's authors round them to bfloat16.
+            found.append("its rotary positions have other periods")
     # The network of BEiT's own pretraining is that of BEiT v2, which trains the class token, too, in blocks of its own.
     heads = {key.partition(".")[0] for key in file.tensors}
     if find_teacher(name).family == "beitv2" and "lm_head" in heads and "cls_pt_layers" not in heads:
@@ -627,7 +648,9 @@ def nearest(file: Published) -> dict[str, Faults]:
         config = teacher.config
         if kernel == (config.dim, 3, config.patch_size, config.patch_size):
             faults[name] = fit(file, name)[1]
-    numbers = {name: sum(map(len, found.values())) for name, found in faults.items()}
+    # A fault of all blocks counts once.
+    kinds = {name: {re.sub(r"\d+", "", text) for text in sum(found.values(), [])} for name, found in faults.items()}
+    numbers = {name: len(found) for name, found in kinds.items()}
     return {name: faults[name] for name, number in numbers.items() if number == min(numbers.values())}
 
 
@@ -831,7 +854,7 @@ def describe(path: Path) -> None:
     unused = file.others
     for key in file.tensors:
         is_zero_bias = re.search(BIASES, key) and not any(re.search(BIASES, own) for own in used)
-        if is_zero_bias or not is_wanted(key, used):
+        if is_zero_bias or not is_wanted(key, used, find_teacher(name).config):
             unused.append(file.prefix + key)
     print(f"{path}: {likeness(file, near)}")
     more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""

@@ -1163,7 +1163,9 @@ def test_a_grid_runs_every_combination_and_skips_what_is_finished(nano):
 GRID = "--teacher deit_nano dinov2_reg_nano --mode baseline transfer --method copy distill --seed 0 1 --student native"
 
 
-def test_a_list_has_the_command_of_each_unfinished_run_in_the_order_of_the_grid_and_nothing_is_trained(nano):
+def test_a_list_has_the_command_of_each_unfinished_run_in_the_order_of_the_grid_and_nothing_is_trained(
+    nano, monkeypatch
+):
     parted_folder("some pictures")
     words = [*GRID.split(), *QUICK, "--data", "matching", "some pictures", "--no-augment", "--out", "more runs"]
     plan = train.plan_runs(train.parse_arguments(words))
@@ -1177,6 +1179,11 @@ def test_a_list_has_the_command_of_each_unfinished_run_in_the_order_of_the_grid_
     call(train, *shlex.split(lines[0])[2:])
     assert call(train, *words, "--list").splitlines() == lines[1:]
     assert call(train, *words, "--list", "--fresh").splitlines() == [f"{line} --fresh" for line in lines]
+    other = [*words, "--list", "--mode", "baseline", "--lr", "0.001"]  # What is there was made of other things.
+    assert "holds a run that was made of other things: lr" in mistake(train, *other)[1]
+    with monkeypatch.context() as patched:
+        patched.setenv("RANK", "1")
+        assert call(train, *words, "--list") == ""
     out, err = mistake(train, *words, "--list", "--blocks", "9")
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
 
@@ -2737,7 +2744,7 @@ def of_dinov3(held):
         joint = f"blocks.{number}.attn.qkv."
         held |= {joint + "bias": torch.zeros(mask.numel()), joint + "bias_mask": mask.flatten().clone()}
     gate = [("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")] if "blocks.0.mlp.fc1_g.weight" in held else []
-    more = {"mask_token": torch.rand(1, 384), "rope_embed.periods": torch.rand(16).bfloat16()}
+    more = {"mask_token": torch.rand(1, 384), "rope_embed.periods": (100 ** (torch.arange(16) / 16)).bfloat16()}
     return renamed(held, ("reg_token", "storage_tokens"), *gate) | more
 
 
@@ -2948,7 +2955,8 @@ def test_a_file_of_several_models_is_not_chosen_from_in_silence_and_a_word_choos
     line = f"{path} holds several models: student.module.backbone., teacher.backbone.; took teacher.backbone.\n"
     assert capsys.readouterr().err == line
     assert same(load_teacher(DEIT, f"{path}:student").state_dict(), student) and capsys.readouterr().err == ""
-    assert "no kernel of patches" in refused(load_teacher, DEIT, f"{path}:pupil")
+    line = refused(load_teacher, DEIT, f"{path}:pupil")
+    assert "holds no model of the name pupil, but student.module.backbone., teacher.backbone." in line
     del held["teacher"]["backbone.patch_embed.proj.weight"]  # A student does not take its teacher's place.
     torch.save(held, path)
     assert "choose a model, as in FILE:student" in refusal(DEIT, path)
@@ -3097,6 +3105,82 @@ def test_a_bias_that_is_not_zero_is_never_dropped(tmp_path, short):
     tensors = random_tensors("deit_s")  # A mask means nothing to another model.
     save_file(tensors | {"blocks.1.attn.qkv.bias_mask": torch.rand(3 * 384)}, path)
     assert "left over: blocks.1.attn.qkv.bias_mask; " in refusal("deit_s", path)
+
+
+TWINS = {  # names beside a teacher's own, or instead of what it drops, that tell of another network
+    "a Perception Encoder as CLIP": (
+        "clip_b",
+        {"attn_pool.kv.weight": torch.ones(3)},
+        "left over: attn_pool.kv.weight",
+    ),
+    "a RoPE-ViT as DeiT III": ("deit3_s", {"rope.freqs": torch.ones(2, 3)}, "left over: rope.freqs"),
+    "rotary constants without rotary positions": (
+        "deit_s",
+        {"rope.freqs_cos": torch.ones(3)},
+        "left over: rope.freqs_cos",
+    ),
+    "other rotary periods": ("dinov3_s", {"rope_embed.periods": torch.ones(16)}, "rotary positions have other periods"),
+    "no rotary periods": ("dinov3_s", {"rope_embed.periods": torch.tensor(3.0)}, None),
+}
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_a_name_that_tells_of_another_network_is_not_dropped(case, tmp_path, short):
+    name, more, says = TWINS[case]
+    save_file(random_tensors(name) | more, path := tmp_path / "a.safetensors")
+    if says:
+        assert says in refusal(name, path)
+    else:
+        load_teacher(name, str(path))
+
+
+def test_the_outer_one_of_two_models_is_taken_and_an_average_before_what_is_averaged(tmp_path, cache, capsys):
+    inner, outer = random_tensors(DEIT), {key: value + 1 for key, value in random_tensors(DEIT).items()}
+    for held in (
+        {"model": under("decoder.", inner) | outer},
+        {"exp_avg": inner, "net": outer},
+        {"model": inner, "ema": outer},
+        {"state_dict": inner, "ema_state_dict": outer},
+    ):
+        torch.save(held, path := tmp_path / "a.pth")
+        assert same(load_teacher(DEIT, str(path)).state_dict(), outer)
+        assert "holds several models: " in capsys.readouterr().err
+    torch.save(under("auxiliary.", inner) | outer, path)  # Nothing says that the model does not need it.
+    assert "left over: auxiliary.cls_token" in refusal(DEIT, path) and capsys.readouterr().err
+    stem = {"conv1.weight": torch.ones(64, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(64, 64, 1, 1)}
+    torch.save(stem, path)
+    assert "looks like no teacher here" in refusal(DEIT, path) and capsys.readouterr().err == ""
+
+
+def test_an_index_is_followed_where_it_lies_and_must_be_kept(tmp_path, cache, monkeypatch):
+    tensors = random_tensors(DEIT)
+    (blobs := tmp_path / "blobs").mkdir()
+    save_file(tensors, blobs / "0")
+    places = dict.fromkeys(tensors, "model-1.safetensors")
+    (blobs / "1").write_text(json.dumps({"weight_map": places}))
+    (blobs / "2").write_text(" " + json.dumps({"weight_map": places | {"blocks.9.x": "model-1.safetensors"}}))
+    for number, name in enumerate(["model-1.safetensors", "model.safetensors.index.json", "more.index.json"]):
+        (tmp_path / name).symlink_to(blobs / str(number))  # as the hub's client does
+    index = tmp_path / "model.safetensors.index.json"
+    settings = train.complete(train.Settings(DEIT, mode="transfer", weights=str(index), data="matching", img_size=32))
+    assert same(load_teacher(DEIT, settings.weights).state_dict(), tensors)
+    assert "names blocks.9.x, which is not in model-1.safetensors" in refusal(DEIT, tmp_path / "more.index.json")
+
+
+STRANGE = {
+    "quantised": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+    "without values": lambda value: value.to("meta"),
+    "sparse": lambda value: value.to_sparse(),
+    "with a scale elsewhere": lambda value: value.to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_tensors_that_are_no_plain_numbers_are_refused_by_name(kind, tmp_path, cache):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Quantised tensors will leave torch.
+        torch.save(random_tensors(DEIT) | {NORM: STRANGE[kind](torch.ones(192))}, path := tmp_path / "a.pth")
+        assert "holds norm.weight, which is compressed or empty" in refusal(DEIT, path)
 
 
 def test_the_script_says_what_a_file_is(tmp_path, short):
@@ -4953,6 +5037,7 @@ def test_the_speed_of_feeding_is_measured_by_a_command_and_beside_timm(tmp_path,
     assert set(feeding_ratios(folder, rounds=1, images=4)) == {"desk", "paper", "evaluation"}
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 4)  # as if each image took 0.25 s
     out = call(evaluation, "speed", "--data", folder)
+    assert "name another data set" in mistake(evaluation, "speed", "--data", "matching")[1]
     assert out == f"{folder}, 224 px: one process prepares 3 training images a second, 3 to test\n"
 
 

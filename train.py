@@ -12,6 +12,7 @@ Read this file after transfer.py: first `Settings`, then `Training`, of which a 
 
 import itertools
 import math
+import os
 import shlex
 import sys
 import time
@@ -524,7 +525,7 @@ def complete(settings: Settings) -> Settings:
     usual_blocks = depth * 3 // 4 if method == "distill" and is_real else depth
     weights = settings.weights
     if weights and weights != "random":
-        weights = str(Path(weights).resolve())
+        weights = os.path.abspath(weights)  # What it is a link to may lie apart from the other files of an index.
     usual_workers = 0 if name == "matching" else spare_cores()  # Its images need no decoding.
     usual_lr = 5e-4 if is_real else 6e-3
     settings = replace(
@@ -612,8 +613,8 @@ def list_commands(args: Namespace, plan: dict) -> None:
     grid = {field.name: field.default for field in fields(Settings) if "nargs" in field.metadata}
     shared = {name: value for name, value in typed_settings(args).items() if name not in grid}
     fresh = ["--fresh"] if args.fresh else []
-    for folder, settings in plan.items():
-        if args.fresh or not runs.is_finished(folder):
+    for folder, settings in plan.items() if os.environ.get("RANK", "0") == "0" else ():  # One of torchrun's speaks.
+        if args.fresh or not runs.is_done(folder, describe(settings)["made_of"]):
             own = {name: getattr(settings, name) for name in grid}
             said = [name for name in grid if name in vars(args) or own[name] != grid[name]]
             own = {name: own[name] for name in said if own[name] is not None}

@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> dict:
         if is_safetensors(path):
             return load_file(path)
         with open(path, "rb") as file:
-            is_json = file.read(1) == b"{"
+            is_json = file.read(64).lstrip().startswith(b"{")
         if is_json:
             return read_shards(path)
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
@@ -127,6 +127,9 @@ def read_shards(path: Path) -> dict:
     for shard in sorted(set(places.values())):
         tensors = read_tensors(path.with_name(shard))
         held |= {name: value for name, value in tensors.items() if places.get(name) == shard}
+    if len(held) < len(places):
+        missing = next(name for name in places if name not in held)
+        raise UserError(f"{path} names {missing}, which is not in {places[missing]}; fetch the files again")
     return held
 
 
