@@ -441,9 +441,8 @@ def feeding(names: list[str], root: str, size: int, normalisation: tuple) -> Non
                 images.read(next(items))
                 done += 1
             rates.append(done / (time.perf_counter() - start))
-        print(
-            f"{name}, {size} px: one process prepares {rates[0]:.0f} training images a second, {rates[1]:.0f} to test"
-        )
+        figures = f"{rates[0]:.0f} training images a second, {rates[1]:.0f} to test"
+        print(f"{name}, {size} px: one process prepares {figures}")
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------

@@ -391,12 +391,7 @@ def recognise(path: Path) -> Published:
     """
     path, word = split_word(path)
     held = {name: value for name, value in read_tensors(path).items() if isinstance(value, Tensor)}
-    if not all(name.isprintable() for name in held):
-        raise UserError(f"{path} is damaged, as it holds names that cannot be printed")
-    for name, value in held.items():
-        is_plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
-        if not is_plain or (value.is_floating_point() and value.element_size() == 1):
-            raise UserError(f"{path} holds {name}, which is compressed or empty; take the weights as plain numbers")
+    check_plain(path, held)
     prefix, layout = find_model(path, word, held)
     beginnings = (prefix,)
     if prefix == "vit." and not any(name.startswith(("vit.encoder.", "vit.layers.", "vit.blocks.")) for name in held):
@@ -407,6 +402,17 @@ def recognise(path: Path) -> Published:
         return Published(layout, prefix, rename(own, layout), others)
     except UserError as error:
         raise UserError(f"{path} {error}") from error
+
+
+def check_plain(path: Path, held: Tensors) -> None:
+    """Raises a `UserError` if a tensor has a name that cannot be printed, or does not hold its numbers as they are."""
+    for name, value in held.items():
+        if not name.isprintable():
+            raise UserError(f"{path} is damaged, as it holds names that cannot be printed")
+        is_strange = value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested
+        needs_scale = value.is_floating_point() and value.element_size() == 1  # These are the types of 8 bits.
+        if is_strange or needs_scale:
+            raise UserError(f"{path} holds {name}, which is compressed or empty; take the weights as plain numbers")
 
 
 def find_model(path: Path, word: str, held: Tensors) -> tuple[str, Layout]:
@@ -427,7 +433,7 @@ def find_model(path: Path, word: str, held: Tensors) -> tuple[str, Layout]:
     if not asked:
         raise UserError(f"{path} holds no model of the name {word}, but {names}")
 
-    def rank(name: str) -> list[int]:
+    def rank(name: str) -> list[bool]:
         return [preferred in name.split(".") for preferred in PREFERRED]
 
     prefix = max(asked, key=lambda prefix: (rank(prefix), -len(prefix)))  # The outer of two is the model.
@@ -509,9 +515,8 @@ def join_qkv(tensors: Tensors, own: Iterable[str]) -> Tensors:
         for apart, joint in (("_proj.weight", "qkv.weight"), ("_bias", "qkv.bias")):
             names = [f"{stem}{letter}{apart}" for letter in "qkv"]
             parts = [tensors[name] for name in names if name in tensors]
-            if (
-                len(parts) == 3 and len({part.shape for part in parts}) == 1
-            ):  # If not, the model will miss the joint one.
+            # If one is missing or has another shape, the model will miss the joint one.
+            if len(parts) == 3 and len({part.shape for part in parts}) == 1:
                 add(joined, stem + joint, torch.cat(parts))
                 joined = {name: value for name, value in joined.items() if name not in names}
         bias = stem + "qkv.bias"
@@ -786,10 +791,10 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
     config = find_teacher(name).config
     recipe = PRETRAINING | {"seed": seed}
     stamp = json.dumps([repr(config), recipe])
-    steps = recipe["steps"]
-    peak = recipe["lr"]
     if stamp_of(path) == stamp:
         return path
+    steps = recipe["steps"]
+    peak = recipe["lr"]
     with turn(path), torch.random.fork_rng(devices=[]):
         if stamp_of(path) == stamp:
             return path  # Another process has trained it meanwhile.
@@ -851,9 +856,10 @@ def describe(path: Path) -> None:
         faults = f"as {name}, {summary(near[name])}; " if near else ""
         raise UserError(f"{path} opens as no teacher: {faults}{likeness(file, near)}")
     used = fit(file, name)[0]
-    unused = file.others
+    unused = list(file.others)
+    has_biases = any(re.search(BIASES, key) for key in used)
     for key in file.tensors:
-        is_zero_bias = re.search(BIASES, key) and not any(re.search(BIASES, own) for own in used)
+        is_zero_bias = re.search(BIASES, key) and not has_biases
         if is_zero_bias or not is_wanted(key, used, find_teacher(name).config):
             unused.append(file.prefix + key)
     print(f"{path}: {likeness(file, near)}")

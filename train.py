@@ -613,7 +613,9 @@ def list_commands(args: Namespace, plan: dict) -> None:
     grid = {field.name: field.default for field in fields(Settings) if "nargs" in field.metadata}
     shared = {name: value for name, value in typed_settings(args).items() if name not in grid}
     fresh = ["--fresh"] if args.fresh else []
-    for folder, settings in plan.items() if os.environ.get("RANK", "0") == "0" else ():  # One of torchrun's speaks.
+    if os.environ.get("RANK", "0") != "0":  # Of torchrun's processes, one speaks.
+        return
+    for folder, settings in plan.items():
         if args.fresh or not runs.is_done(folder, describe(settings)["made_of"]):
             own = {name: getattr(settings, name) for name in grid}
             said = [name for name in grid if name in vars(args) or own[name] != grid[name]]

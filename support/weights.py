@@ -61,9 +61,8 @@ def download(url: str, path: Path, otherwise: str) -> None:
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
-NUMBERS = [
-    type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"
-]  # The plain numbers of numpy, which torchvision needs.
+# These are the types of numpy's plain numbers. torchvision needs numpy, so it is there.
+NUMBERS = [type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"]
 SCALAR = np.float64(0).__reduce__()[0]  # With this function a pickle makes a number of numpy.
 
 # Pickles may hold these beside tensors, and no code can hide in them: settings, and numbers of numpy.
