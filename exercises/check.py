@@ -10,37 +10,46 @@ Exit status 0: all laws hold; 1: some do not, or are not begun; 2: misuse. --gra
 beside this file.
 """
 
+import csv
+import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import sys
 import textwrap
 from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from examine import ROOT, Exercise, Report, examine, exercises  # puts the repository's root on the path
-from grade import HEADINGS, grade, written
+# The first import puts the repository's root on the path.
+from examine import MEMORY, ROOT, Exercise, Report, beginning, examine, exercises
 
-from support.arguments import Parser, number_from
+from support.arguments import Parser
 from support.errors import UserError, answer_mistakes
+from support.files import replacing
 from support.tables import print_aligned
 
 # ---- What a learner sees ---------------------------------------------------------------------------------------------
 
 
-def short(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+def wrapped(text: str) -> str:
+    """Returns a text of several lines that begins after nine letters."""
+    indent = " " * 9
+    return textwrap.fill(text, 119, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)[9:]
 
 
 def print_report(exercise: Exercise, path: Path, report: Report) -> None:
-    """What was found, law by law."""
-    print(f"exercise {exercise.number}, {exercise.title} ({exercise.time}): {short(path)}")
-    if not (report.lines or report.mistake):
-        print(f"  -      not begun: its page is exercises/{exercise.page.name}")
+    """Prints what was found, law by law."""
+    print(f"exercise {exercise.number}, {exercise.title} ({exercise.time}): {path}")
     if report.mistake:
         print(f"  WRONG  {wrapped(report.mistake)}")
+    elif not report.lines:
+        print(f"  -      not begun: its page is exercises/{exercise.page.name}")
     for line in report.lines:
         if line.state == "waits":
             continue
@@ -54,64 +63,53 @@ def print_report(exercise: Exercise, path: Path, report: Report) -> None:
         print(f"it printed:\n{textwrap.indent(report.printed.rstrip(), '  ')}")
 
 
-def wrapped(text: str) -> str:
-    """A text of several lines that begins after nine letters."""
-    indent = " " * 9
-    return textwrap.fill(text, 119, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)[9:]
-
-
-def show_table(known: dict[int, Exercise], folder: Path, seconds: float | None) -> bool:
+def show_table(known: dict[int, Exercise], folder: Path) -> bool:
     """Prints where each exercise stands, and the page of the next one. Returns whether all laws hold."""
-    rows, next_one = [["", "exercise", "time", "points", "laws", "written"]], None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reports = pool.map(
-            lambda exercise: examine(exercise, folder / f"e{exercise.number}.py", 0, seconds), known.values()
-        )
+    with ThreadPoolExecutor(workers()) as pool:
+        paths = [folder / f"e{number}.py" for number in known]
+        reports = list(pool.map(partial(examine, seed=0), known.values(), paths))
+    rows, left = [["", "exercise", "time", "points", "laws", "written"]], []
     for (number, exercise), report in zip(known.items(), reports, strict=True):
         filled = sum(bool(written(folder / f"e{number}.md").get(heading)) for heading in HEADINGS)
         rows.append([str(number), exercise.title, exercise.time, str(exercise.points), report.state, f"{filled} of 5"])
-        if report.state != "holds" and next_one is None:
-            next_one = exercise
+        if report.state != "holds":
+            left.append(exercise)
     print_aligned(rows)
-    if next_one is None:
-        print("all laws hold; the open questions are judged by people (exercises/README.md)")
-        return True
     if not folder.is_dir():
         print("begin with: python exercises/check.py --start")
-    print(f"next: python exercises/check.py {next_one.number}\n\n{next_one.page.read_text('utf-8').rstrip()}")
-    return False
+    if left:
+        print(f"next: python exercises/check.py {left[0].number}\n\n{left[0].page.read_text('utf-8').rstrip()}")
+    else:
+        print("all laws hold; the open questions are judged by people (exercises/README.md)")
+    return not left
 
 
-def show_one(exercise: Exercise, folder: Path, seconds: float | None) -> bool:
+def show_one(exercise: Exercise, folder: Path) -> bool:
     """Prints the laws of one exercise, and how to get a hint. Returns whether all hold."""
     path = folder / f"e{exercise.number}.py"
-    report = examine(exercise, path, 0, seconds)
+    report = examine(exercise, path, 0)
     print_report(exercise, path, report)
     if report.state == "holds":
         print(f"all {len(report.lines)} laws hold; now the open question, at the end of exercises/{exercise.page.name}")
         return True
-    number = min(hints_given(folder).get(str(exercise.number), 0), 2) + 1
+    number = min(hints_given(exercise, folder), 2) + 1
     print(f"hint {number} of 3: python exercises/check.py {exercise.number} --hint")
     return False
 
 
-def hints_given(folder: Path) -> dict[str, int]:
-    """How many hints of each exercise were asked for."""
-    try:
-        found = json.loads((folder / ".hints.json").read_text("utf-8"))
-        return {number: int(count) for number, count in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+def hints_given(exercise: Exercise, folder: Path) -> int:
+    """Returns how many hints of an exercise were asked for. The file has a word for each."""
+    return beginning(folder / ".hints").split().count(str(exercise.number))
 
 
 def show_hint(exercise: Exercise, folder: Path) -> None:
     """Prints the next hint; after the third, all of them."""
-    given = hints_given(folder)
-    count = min(given.get(str(exercise.number), 0) + 1, 4)
-    for number in range(1, 4) if count == 4 else [count]:
-        print(f"hint {number} of 3: {exercise.laws.HINTS[number - 1]}")
+    given = hints_given(exercise, folder)
+    for number in range(3) if given >= 3 else [given]:
+        print(f"hint {number + 1} of 3: {exercise.laws.HINTS[number]}")
     folder.mkdir(exist_ok=True)
-    (folder / ".hints.json").write_text(json.dumps(given | {str(exercise.number): min(count, 3)}), "utf-8")
+    with open(folder / ".hints", "a", encoding="utf-8") as file:
+        print(exercise.number, file=file)
 
 
 def start(known: dict[int, Exercise], folder: Path) -> None:
@@ -120,12 +118,120 @@ def start(known: dict[int, Exercise], folder: Path) -> None:
     for number, exercise in known.items():
         template = f"# Exercise {number}: {exercise.title}\n" + "".join(f"\n## {heading}\n" for heading in HEADINGS)
         for name, text in {f"e{number}.py": exercise.stub.read_text("utf-8"), f"e{number}.md": template}.items():
-            if (folder / name).exists():
-                print(f"kept   {short(folder / name)}")
-            else:
+            is_there = (folder / name).exists()
+            if not is_there:
                 (folder / name).write_text(text, "utf-8")
-                print(f"wrote  {short(folder / name)}")
+            print(f"{'kept' if is_there else 'wrote':6} {folder / name}")
     print("next: python exercises/check.py")
+
+
+# ---- Written answers -------------------------------------------------------------------------------------------------
+
+HEADINGS = ("Prediction", "Command", "Figures", "Explanation", "What would refute this")
+
+
+def written(path: Path) -> dict[str, str]:
+    """Returns what stands below each heading of a written answer, in single spaces, without <!-- comments -->."""
+    text, *commented = beginning(path).split("<!--")
+    text += "".join(part.partition("-->")[2] for part in commented)
+    parts = re.split(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    return {heading.strip(): " ".join(body.split()) for heading, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def prediction_hash(prediction: str) -> str:
+    """Returns what run.py keeps in a run's config.json, so that no prediction is written after its figures."""
+    return hashlib.sha256(prediction.encode()).hexdigest()[:16]
+
+
+def runs_of(folder: Path, number: int) -> list[tuple[str, str, list[float]]]:
+    """Returns seed, hash of the prediction and figures of each run of an exercise that was handed in."""
+    found = []
+    for path in sorted(folder.rglob("config.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # It is no run.
+            config, result = [json.loads(beginning(path.with_name(name))) for name in (path.name, "result.json")]
+            figures = [value for value in result.values() if isinstance(value, float)]
+            if config["exercise"]["number"] == number:
+                found.append((str(config["settings"]["seed"]), str(config["exercise"]["prediction"]), figures))
+    return found
+
+
+def missing_parts(answer: Path, folder: Path, number: int) -> list[str]:
+    """Returns which of the four parts of a written answer a machine misses. Its runs lie below `folder`."""
+    text, runs = written(answer), runs_of(folder, number)
+    numbers = re.findall(r"\d+(?:\.\d+)?", text.get("Figures", ""))
+    in_words = {f"{value:.{digits}f}" for *_, figures in runs for value in figures for digits in (1, 2, 3)}
+    holds = {
+        "a heading": all(text.get(heading) for heading in HEADINGS),
+        "the prediction before the run": {sealed for _, sealed, _ in runs}
+        == {prediction_hash(text.get("Prediction", ""))},
+        "three seeds": len({seed for seed, *_ in runs}) >= 3,
+        "figures of its runs": len(numbers) >= 3 and not in_words.isdisjoint(numbers),
+    }
+    return [name for name in holds if not holds[name]]
+
+
+# ---- A class ---------------------------------------------------------------------------------------------------------
+
+
+def workers() -> int:
+    """Returns how many answers may be checked at once, by the cores and by the memory of machine and container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = [math.inf]
+    with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf.
+        memory.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # in a container of either kind
+        with suppress(OSError, ValueError):  # Without a limit, the file says "max".
+            memory.append(int(Path("/sys/fs/cgroup", name).read_text("utf-8")))
+    return int(max(1, min(cores, min(memory) // MEMORY - 1)))  # One share is for this process.
+
+
+def plain(text: str) -> str:
+    """Returns a text as a cell: printable, and no formula to a spreadsheet."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"'{text}" if text[:1] in tuple("=+-@") else text
+
+
+FOR_LAWS, FOR_WRITING = 0.6, 0.4  # These are shares of an exercise's points.
+
+
+def grade(known: dict, folder: Path, table: Path, salt: str, check: Callable) -> None:
+    """Marks every folder in `folder`, prints the points, and writes them as CSV: a row a name, a column an exercise.
+
+    `check(exercise, path, seed)` makes a report. Random inputs follow from salt, name and exercise. The file `table`
+    is replaced when the new table is whole.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give --grade a folder that holds one folder for each name")
+    people = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    with replacing(table) as temporary, ThreadPoolExecutor(workers()) as pool:
+        tasks = [(person, exercise, salt, check) for person in people for exercise in known.values()]
+        marks = dict(zip([task[:2] for task in tasks], pool.map(mark, *zip(*tasks, strict=True)), strict=True))
+        rows = [["name", *(f"e{number}" for number in known), "total", "remarks"]]
+        for person in people:
+            points, remarks = zip(*(marks[person, exercise] for exercise in known.values()), strict=True)
+            remarks = "; ".join(filter(None, remarks))
+            rows.append([person.name, *(f"{value:.1f}" for value in points), f"{sum(points):.1f}", remarks])
+        rows = [[plain(cell) for cell in row] for row in rows]
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    print_aligned(rows)
+    print(f"salt {salt}; {table} holds the same table")
+
+
+def mark(person: Path, exercise: object, salt: str, check: Callable) -> tuple[float, str]:
+    """Returns points and remarks of one name for one exercise. Whatever was handed in, it does not stop the others."""
+    number = exercise.number
+    place = person / "answers" if (person / "answers").is_dir() else person
+    try:
+        seed = int(hashlib.sha256(os.fsencode(f"{salt}/{person.name}/{number}")).hexdigest()[:8], 16)
+        report = check(exercise, place / f"e{number}.py", seed)
+        missing = missing_parts(place / f"e{number}.md", person, number)
+    except Exception as error:
+        return 0.0, f"e{number}: could not be marked, look at it yourself ({type(error).__name__})"
+    lacks = f"lacks {', '.join(missing)}" if 0 < len(missing) < 4 else ""
+    remarks = " ".join(filter(None, [report.mistake, lacks]))
+    points = exercise.points * (FOR_LAWS * report.share + FOR_WRITING * (1 - len(missing) / 4))
+    return points, f"e{number}: {remarks}" if remarks else ""
 
 
 # ---- Command line ----------------------------------------------------------------------------------------------------
@@ -133,26 +239,14 @@ def start(known: dict[int, Exercise], folder: Path) -> None:
 
 def parse_arguments(words: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
-    parser.add_argument("exercise", nargs="?", type=int, metavar="N", help="The number of an exercise.")
-    parser.add_argument("--hint", action="store_true", help="Print the next hint of exercise N.")
-    parser.add_argument("--start", action="store_true", help="Copy stubs and answer templates; nothing is overwritten.")
-    parser.add_argument("--grade", metavar="DIR", help="Mark the folders in DIR, one for each name.")
-    parser.add_argument("--csv", metavar="FILE", help="With --grade: a file with a row for each name.")
-    parser.add_argument(
-        "--salt", help="With --grade: random inputs follow from it and the name. Default: another each time."
-    )
-    parser.add_argument(
-        "--limit",
-        type=number_from(float, 1),
-        help="Seconds for one answer. Default: 120, more where a call may take long.",
-    )
-    parser.add_argument(
-        "--answers",
-        default=ROOT / "answers",
-        type=Path,
-        metavar="DIR",
-        help="The folder of the answers. Default: answers.",
-    )
+    add = parser.add_argument
+    add("exercise", nargs="?", type=int, metavar="N", help="The number of an exercise.")
+    add("--hint", action="store_true", help="Print the next hint of exercise N.")
+    add("--start", action="store_true", help="Copy stubs and answer templates. Nothing is overwritten.")
+    add("--grade", metavar="DIR", help="Mark the folders in DIR, one for each name.")
+    add("--csv", metavar="FILE", help="With --grade: the file that gets a row for each name.")
+    add("--salt", help="With --grade: random inputs follow from it and the name. Default: another one each time.")
+    add("--answers", default=ROOT / "answers", type=Path, metavar="DIR", help="The answers. Default: answers.")
     args = parser.parse_args(words)
     if (args.exercise is not None) + args.start + (args.grade is not None) > 1:
         raise UserError("one thing at a time: an exercise's number, --start or --grade")
@@ -168,22 +262,22 @@ def main(words: list[str] | None = None) -> int:
     args, known = parse_arguments(words), exercises()
     if args.exercise is not None and args.exercise not in known:
         raise UserError(f"there is no exercise {args.exercise}; choose one of {', '.join(map(str, known))}")
+    exercise, holds = known.get(args.exercise), True
     try:
         if args.grade is not None:
             salt = secrets.token_hex(4) if args.salt is None else args.salt
-            grade(known, Path(args.grade), Path(args.csv), salt, partial(examine, seconds=args.limit))
-            return 0
-        if args.start:
+            grade(known, Path(args.grade), Path(args.csv), salt, examine)
+        elif args.start:
             start(known, args.answers)
-            return 0
-        if args.hint:
-            show_hint(known[args.exercise], args.answers)
-            return 0
-        if args.exercise is not None:
-            return 0 if show_one(known[args.exercise], args.answers, args.limit) else 1
-        return 0 if show_table(known, args.answers, args.limit) else 1
+        elif args.hint:
+            show_hint(exercise, args.answers)
+        elif exercise:
+            holds = show_one(exercise, args.answers)
+        else:
+            holds = show_table(known, args.answers)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -15,15 +16,23 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(path) for path in (ROOT, HERE) if str(path) not in sys.path]
 
-from grade import tree_of  # noqa: E402
 from kit import SECONDS, Answer, NotBegun, TooSlow, Wrong, hold, limit, place_of  # noqa: E402
+
+try:
+    import resource
+except ImportError:  # Windows has no such module.
+    resource = None
+
+LONGEST = 100_000  # No more letters of a file that was handed in are read.
+MEMORY = 2 * 1024**3  # The process of one answer may take so many bytes.
+PATIENCE = 4  # A process may exist for so many times the seconds that it may compute: it may sleep, or wait for a core.
 
 
 class Exercise:
@@ -42,26 +51,31 @@ def exercises() -> dict[int, Exercise]:
     return {number: Exercise(number) for number in numbers}
 
 
+def beginning(path: Path) -> str:
+    """Returns the text of a file, or its first letters if it is very long, or "" if it is no file."""
+    if not path.is_file():
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(LONGEST)
+
+
 # ---- The laws of one answer ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Line:
+class Line(NamedTuple):
     """What was found of one law: "ok", "WRONG", "not begun", or "waits" for another one."""
 
     law: str
     state: str
-    sentence: str = ""  # of what is wrong; of one that waits, the law that it waits for
+    sentence: str = ""  # This says what is wrong, or for which law this one waits.
 
 
-@dataclass
-class Report:
+class Report(NamedTuple):
     """What was found of one answer."""
 
-    lines: list[Line] = field(default_factory=list)
-    mistake: str = ""  # why no law could be tried
+    lines: list[Line] = []
+    mistake: str = ""  # This says why no law could be tried.
     printed: str = ""
-    tree: str = ""  # the same for answers that differ only in names, comments and layout
 
     @property
     def state(self) -> str:
@@ -72,7 +86,7 @@ class Report:
 
     @property
     def share(self) -> float:
-        """Of the laws, those that hold."""
+        """The share of the laws that hold."""
         return sum(line.state == "ok" for line in self.lines) / max(1, len(self.lines))
 
 
@@ -122,30 +136,28 @@ def try_laws(laws: types.ModuleType, module: types.ModuleType, seed: int, **opti
             )
 
 
-class Printed(io.StringIO):
-    """Keeps the beginning of what a learner's file prints."""
-
-    def write(self, text: str) -> int:
-        super().write(text[: max(0, 1000 - self.tell())])
-        return len(text)
-
-
-def work(exercise: Exercise, path: Path, seed: int, result: Path) -> None:
+def work(exercise: Exercise, path: Path, seed: int, seconds: float, result: Path) -> None:
     """Checks one answer in this process, which is a process for it alone, and writes the report to a file."""
-    printed, report = Printed(), Report()
+    if resource:
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = math.ceil(spent.ru_utime + spent.ru_stime + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    printed, lines, mistake = io.StringIO(), [], ""
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            report.tree = tree_of(path)
-            report.lines = list(try_laws(exercise.laws, load(path), seed))
+            lines = list(try_laws(exercise.laws, load(path), seed))
         except Wrong as error:
-            report.mistake = str(error)
-    report.printed = printed.getvalue()
-    result.write_text(json.dumps(asdict(report)), "utf-8")
-    os._exit(0)  # whatever the learner's file has left running
+            mistake = str(error)
+    result.write_text(json.dumps([lines, mistake, printed.getvalue()[:1000]]), "utf-8")
+    os._exit(0)  # This ends whatever the learner's file has left running.
 
 
 def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = None) -> Report:
-    """Checks one answer in a process of its own, unless it is missing or still the stub; ends it after `seconds`."""
+    """Checks one answer in a process of its own, unless it is missing or still the stub.
+
+    The process is ended when it has computed for `seconds`, however busy the machine is.
+    """
     seconds = seconds or 12 * exercise.call_seconds
     if not path.is_file():
         return Report()
@@ -156,23 +168,34 @@ def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = N
         return Report(mistake=f"The file cannot be read: {error.strerror}.")
     with tempfile.TemporaryDirectory() as elsewhere:
         result = Path(elsewhere) / "report.json"
-        words = [sys.executable, __file__, str(exercise.number), str(path.resolve()), str(seed), str(result)]
+        words = [sys.executable, __file__, str(exercise.number), str(path.resolve()), str(seed), str(seconds)]
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(words, **streams, cwd=elsewhere, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            [*words, str(result)], **streams, cwd=elsewhere, env=environment, start_new_session=True
+        )
+        too_long = Report(mistake=f"It did not end within {seconds:g} s. Is there a loop without an end?")
         try:
-            status = process.wait(seconds)
-            found = json.loads(result.read_text("utf-8"))
-            return Report(**found | {"lines": [Line(**line) for line in found["lines"]]})
+            status = process.wait(PATIENCE * seconds)
+            return too_long if resource and status == -signal.SIGXCPU else read_report(exercise, result)
         except subprocess.TimeoutExpired:
-            return Report(mistake=f"It did not end within {seconds:g} s. Is there a loop without an end?")
-        except (OSError, ValueError, KeyError, TypeError):  # it has gone without a report
+            return too_long
+        except Exception:  # There is no report, or the learner's file has written one of its own.
             how = f"was killed by signal {-status}" if status < 0 else "ended its own process"
             return Report(
                 mistake=f"It {how} before the laws were through. Take out exit(), and what needs much memory."
             )
         finally:
             end(process)
+
+
+def read_report(exercise: Exercise, path: Path) -> Report:
+    """Returns the report that a process has written. Raises an exception unless it is one of that exercise's laws."""
+    lines, mistake, printed = json.loads(beginning(path))
+    lines = [Line(*map(str, line)) for line in lines]
+    if lines and [line.law for line in lines] != [law.__doc__.strip() for law in exercise.laws.LAWS]:
+        raise ValueError("these are other laws")
+    return Report(lines, str(mistake), str(printed))
 
 
 def end(process: subprocess.Popen) -> None:
@@ -183,4 +206,5 @@ def end(process: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    work(Exercise(int(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    number, path, seed, seconds, result = sys.argv[1:]
+    work(Exercise(int(number)), Path(path), int(seed), float(seconds), Path(result))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from model import Routing, ViTConfig
 from transfer import AttentionTransfer
@@ -37,7 +38,7 @@ class NotBegun(Exception):
 
 
 class TooSlow(BaseException):
-    """A call took too long. No Exception: a learner's `except Exception` must not catch it."""
+    """A call took too long. It is not an Exception, so that a learner's `except Exception` does not catch it."""
 
 
 # ---- Random inputs ---------------------------------------------------------------------------------------------------
@@ -143,12 +144,13 @@ class Answer:
             raise AttributeError(name)
 
         def call(*args: Any, allow_infinite: bool = False) -> Any:
-            if name not in self.blamed:
-                try:
-                    return self.call(name, args, allow_infinite)
-                except Manners as error:
-                    self.blamed[name] = error
-            raise self.blamed[name]
+            if name in self.blamed:
+                raise self.blamed[name]
+            try:
+                return self.call(name, args, allow_infinite)
+            except Manners as error:
+                self.blamed[name] = error
+                raise
 
         return call
 
@@ -157,24 +159,22 @@ class Answer:
         if not callable(function):
             raise Manners(f"There is no function {name} in the file. The stub has its signature: keep that line.")
         parameters = list(inspect.signature(self.returns[name]).parameters)
-
-        def inputs() -> str:  # for sentences
-            return ", ".join(f"{word} = {described(value)}" for word, value in zip(parameters, args, strict=False))
-
-        expected, given = self.returns[name](*args), copied(args)
+        expected, given = self.returns[name](*args), [copied(value) for value in args]
+        inputs = ", ".join(f"{word} = {described(value)}" for word, value in zip(parameters, args, strict=False))
         try:
             with limit(self.seconds):
                 value = function(*given)
         except NotImplementedError:
             raise NotBegun(f"{name} is still the stub") from None
         except TooSlow:
-            raise Manners(
-                f"{name} did not come back within {self.seconds:g} s, given {inputs()}. Is there a loop without an end?"
-            ) from None
+            slow = (
+                f"{name} did not come back within {self.seconds:g} s, given {inputs}. Is there a loop without an end?"
+            )
+            raise Manners(slow) from None
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # SystemExit too
-            raise Manners(f"{name} raised {place_of(error, self.module)}, given {inputs()}.") from None
+        except BaseException as error:  # This may be SystemExit, too.
+            raise Manners(f"{name} raised {place_of(error, self.module)}, given {inputs}.") from None
         for parameter, before, after in zip(parameters, args, given, strict=False):
             if not unchanged(before, after):
                 raise Manners(
@@ -182,10 +182,10 @@ class Answer:
                     f"without x[...] = ..., x += ... or functions whose names end in _."
                 )
         if complaint := misfit(value, expected):
-            raise Manners(f"{name} returned {complaint}, given {inputs()}.")
+            raise Manners(f"{name} returned {complaint}, given {inputs}.")
         if not (allow_infinite or finite(value)):
             raise Manners(
-                f"{name} returned numbers that are not finite (inf or nan), given {inputs()}. Look for log of 0, exp "
+                f"{name} returned numbers that are not finite (inf or nan), given {inputs}. Look for log of 0, exp "
                 f"of a large number, 1 / 0, 0 / 0 and inf - inf."
             )
         return value
@@ -193,75 +193,59 @@ class Answer:
 
 @contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raises TooSlow inside after so many seconds, where the system has alarms; check.py ends what does not listen."""
-    if not hasattr(signal, "SIGALRM"):
+    """Raises TooSlow inside after so many seconds of computing, where the system can count them.
+
+    They are seconds of this process, so a busy machine makes nobody too slow. examine.py ends what does not listen.
+    """
+    if not hasattr(signal, "SIGPROF"):
         yield
         return
 
     def stop(*_) -> None:
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def copied(value: Any) -> Any:
     """A copy through which gradients pass."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple | list):
-        parts = [copied(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return copy.deepcopy(value) if isinstance(value, nn.Module) else value
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value)
+    return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, value)
 
 
 def unchanged(before: Any, after: Any) -> bool:
-    if isinstance(before, Tensor):
-        return before.shape == after.shape and bool(torch.eq(before, after).logical_or(before != before).all())
-    if isinstance(before, tuple | list):
-        return len(before) == len(after) and all(map(unchanged, before, after))
     if isinstance(before, nn.Module):
-        return unchanged(list(before.state_dict().values()), list(after.state_dict().values()))
-    return True
+        before, after = before.state_dict(), after.state_dict()
+    before, after = tree_leaves(before), tree_leaves(after)
+    tensors = [(x, y) for x, y in zip(before, after, strict=False) if isinstance(x, Tensor)]
+    # Where a number is nan, it was so before: equal_nan.
+    return len(before) == len(after) and all(x.shape == y.shape and x.allclose(y, 0, 0, True) for x, y in tensors)
 
 
 def misfit(value: Any, expected: Any) -> str:
     """How a value is not like the expected example: a part of a sentence, or "" where it is."""
     if isinstance(expected, type):
         return "" if isinstance(value, expected) else f"{described(value)} where a {expected.__name__} is asked for"
-    if isinstance(expected, float):  # a number
+    if isinstance(expected, float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return "" if is_number else f"{described(value)} where a plain number is asked for (of a tensor: .item())"
-    kind = Tensor if isinstance(expected, Tensor) else type(expected)
-    if not isinstance(value, kind):
-        asked = "None" if expected is None else described(expected)
-        return f"{described(value)} where {asked} is asked for"
-    if isinstance(expected, tuple | list):
-        if len(value) != len(expected):
-            return f"{len(value)} things where {len(expected)} are asked for: {described(expected)}"
-        for number, (part, example) in enumerate(zip(value, expected, strict=True)):
-            if complaint := misfit(part, example):
-                names = getattr(expected, "_fields", range(len(expected)))
-                return f"in its part {names[number]} {complaint}"
-    if isinstance(expected, Tensor):
-        if value.shape != expected.shape:
-            return f"a tensor {tuple(value.shape)} where {tuple(expected.shape)} is asked for"
-        if value.dtype != expected.dtype:
-            return f"{value.dtype} where {expected.dtype} is asked for: keep the dtype of the input"
+    if described(value) != described(expected):
+        return f"{described(value)} where {described(expected)} is asked for"
+    for found, example in zip(tree_leaves(value), tree_leaves(expected), strict=True):
+        if isinstance(found, Tensor) and found.dtype != example.dtype:
+            return f"{found.dtype} where {example.dtype} is asked for: keep the dtype of the input"
     return ""
 
 
 def finite(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not value.is_floating_point() or bool(value.isfinite().all())
-    if isinstance(value, tuple | list):
-        return all(map(finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return all(torch.as_tensor(x).isfinite().all() for x in tree_leaves(value) if isinstance(x, Tensor | int | float))
 
 
 def place_of(error: BaseException, module: ModuleType) -> str:
@@ -270,6 +254,24 @@ def place_of(error: BaseException, module: ModuleType) -> str:
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
     return f"{text}, in line {own[-1].lineno} ({own[-1].line})" if own else f"{text}, before its first line"
+
+
+def false_slope(total: Callable, inputs: dict[str, Tensor], draw: Draw) -> tuple[str, float, float] | None:
+    """The first of the inputs whose gradient is not that of `total(inputs)`, a number; None if all are right.
+
+    Returns its name, its slope in a random direction, and what a small step in that direction changes, per step.
+    """
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    gradients = torch.autograd.grad(total(leaves), list(leaves.values()))
+    step, tolerance = (1e-5, 1e-6) if draw.dtype is torch.float64 else (1e-2, 1e-2)
+    for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
+        way = draw.numbers(*x.shape)
+        with torch.no_grad():
+            above, below = (total(inputs | {name: x.detach() + by * way}) for by in (step, -step))
+        slope, expected = (gradient * way).sum(), (above - below) / (2 * step)
+        if not close(slope, expected, tolerance):
+            return name, float(slope), float(expected)
+    return None
 
 
 # ---- Running a law, and running a transfer ---------------------------------------------------------------------------

@@ -15,9 +15,16 @@ def rows_are_shares(answer: Answer, draw: Draw) -> None:
     """the rows sum to 1"""
     maps = draw.maps(2)
     keep = draw.uniform(2)
-    found = answer.rollout(maps, keep).sum(-1)
+    made_of = answer.rollout(maps, keep)
+    found, by_column = made_of.sum(-1), made_of.sum(-2)
     if not close(found, found * 0 + 1):
         b, i = worst(found, found * 0 + 1)
+        if close(by_column, by_column * 0 + 1):
+            raise Wrong(
+                f"Two blocks, keep {shown(keep)}: the row of token {i} sums to {shown(found[b, i])}, but every column "
+                f"sums to 1: yours is transposed. Row i says what token i is made of, as row i of a map says where "
+                f"token i looks."
+            )
         raise Wrong(
             f"Two blocks, keep {shown(keep)}: the row of token {i} sums to {shown(found[b, i])}. After each block a "
             f"token is made of shares of tokens, which sum to 1: what it keeps and what it reads must do so together, "
@@ -49,6 +56,12 @@ def all_kept(answer: Answer, draw: Draw) -> None:
             f"{shown(kept[0, 0])}, what the heads read. keep is the share of itself that a token keeps: you have it "
             f"the wrong way round."
         )
+    if close(kept, not_kept):
+        raise Wrong(
+            f"One block: with keep 1 token 0 is made of {shown(kept[0, 0])}, and with keep 0 of the same. With keep 1 "
+            f"it should be itself alone, {shown(itself[0, 0])}, and with keep 0 what its heads read, "
+            f"{shown(read[0, 0])}. Yours does not depend on keep: where does it enter?"
+        )
     for found, expected, share, what in (
         (kept, itself, 1, "itself alone"),
         (not_kept, read, 0, "what its heads read on average"),
@@ -57,8 +70,17 @@ def all_kept(answer: Answer, draw: Draw) -> None:
             b, i, _ = worst(found, expected)
             raise Wrong(
                 f"One block, keep {share}: token {i} should be made of {what}, {shown(expected[b, i])}, and is "
-                f"{shown(found[b, i])}. Row i says what token i is made of."
+                f"{shown(found[b, i])}. {reason(found, expected)}"
             )
+
+
+def reason(found: Tensor, expected: Tensor) -> str:
+    """What may be wrong with a rollout whose rows sum to 1."""
+    if close(found, (expected.mT / expected.mT.sum(-1, keepdim=True))):
+        return "Yours is the mean map transposed, and made to sum to 1 again. Row i says where token i looks."
+    return (
+        "Of one block there is nothing else to mix: a share keep of the token, and the rest of the mean of its heads."
+    )
 
 
 def share_is_straight(answer: Answer, draw: Draw) -> None:

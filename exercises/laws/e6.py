@@ -1,7 +1,7 @@
 """a gate for every head (3 h, 15 points)"""
 
 import torch
-from kit import Answer, Draw, Wrong, close, shown, worst
+from kit import Answer, Draw, Wrong, close, false_slope, shown, worst
 from torch import Tensor
 
 from model import Routing, attend
@@ -134,28 +134,44 @@ def straight(answer: Answer, draw: Draw) -> None:
 
 
 def gradients(answer: Answer, draw: Draw) -> None:
-    """gated_read: the gates, v and the head's own q and k get gradients, the teacher none"""
-    theirs, own, v = draw.routing(), draw.routing(), draw.numbers(draw.B, draw.H, draw.N, draw.d)
-    gate = draw.uniform(draw.H)
-    learnt = {"gate": gate, "v": v, "own.q": own.q, "own.k": own.k}
-    for x in (*learnt.values(), theirs.q, theirs.k):
-        x.requires_grad_()
-    read = answer.gated_read(theirs, own, v, gate)
+    """gated_read: the gates, v and the head's own q, k and bias get their whole gradients, the teacher none"""
+    theirs, own = draw.routing(bias=True), draw.routing(bias=True)
+    v, gate = draw.numbers(draw.B, draw.H, draw.N, draw.d), draw.uniform(draw.H)
     target = draw.numbers(draw.B, draw.H, draw.N, draw.d)
-    found = [None] * (len(learnt) + 2)
-    if read.requires_grad:
-        inputs = (*learnt.values(), theirs.q, theirs.k)
-        found = torch.autograd.grad((read * target).sum(), inputs, allow_unused=True)
-    for name, gradient in zip(learnt, found[:-2], strict=True):
+    learnt = {"gate": gate, "v": v, "own.q": own.q, "own.k": own.k, "own.bias": own.bias}
+    for x in (*learnt.values(), *theirs):
+        x.requires_grad_()
+
+    def total(at: dict[str, Tensor]) -> Tensor:
+        routing = Routing(at["own.q"], at["own.k"], at["own.bias"])
+        return (answer.gated_read(theirs, routing, at["v"], at["gate"]) * target).sum()
+
+    found, number = [None] * (len(learnt) + 3), total(learnt)
+    if number.requires_grad:
+        found = torch.autograd.grad(number, (*learnt.values(), *theirs), allow_unused=True)
+    for name, gradient in zip(learnt, found[: len(learnt)], strict=True):
         if gradient is None or not gradient.count_nonzero():
             raise Wrong(
                 f"{name} moves what is read, but gets no gradient: it would stay what it is at the start. Is it turned "
                 f"into a plain number (.item(), float), detached, or used under no_grad?"
             )
-    if any(gradient is not None and gradient.count_nonzero() for gradient in found[-2:]):
+    if any(gradient is not None and gradient.count_nonzero() for gradient in found[len(learnt) :]):
         raise Wrong(
-            "The teacher's q and k get a gradient. In training they would have none to get, as teacher_routings runs "
-            "under no_grad; but a function that is right alone says so itself. The teacher is looked at, not taught."
+            "The teacher's q, k or bias gets a gradient. The teacher is looked at, not taught: detach q, k and, where "
+            "there is one, the bias, before you read with them. (Its read as a whole must keep its gradient, as v gets "
+            "one through it.)"
+        )
+
+    if wrong := false_slope(total, learnt, draw):
+        name, slope, expected = wrong
+        why = {
+            "gate": "A gate weighs two reads, and both of them pull at it.",
+            "v": "v gets too little: what it gets through the teacher's map is missing, if that is read under no_grad "
+            "or detached after v has been read. Only the teacher's q, k and bias are to be held still.",
+        }
+        raise Wrong(
+            f"A small step of {name} changes the sum of what is read, times random numbers, by {shown(expected)} per "
+            f"step, and {name} gets the slope {shown(slope)}. {why.get(name, 'Is a part of it detached?')}"
         )
 
 
@@ -169,18 +185,22 @@ straight.needs = gradients.needs = [head_by_head, half]
 
 def half_open(answer: Answer, draw: Draw) -> None:
     """open_gates: 0 is a gate half open, far below is shut, far above is open"""
-    raw = torch.tensor([-1000.0, 0.0, 1000.0], dtype=draw.dtype)
-    gate, expected = answer.open_gates(raw), torch.tensor([0, 0.5, 1], dtype=draw.dtype)
-    if not close(gate[1], expected[1]):
+    raw = torch.tensor([-1e4, -1000.0, 0.0, 1000.0, 1e4], dtype=draw.dtype)
+    gate = answer.open_gates(raw)
+    said = f"raw is {shown(raw)} and your gates are {shown(gate)}"
+    if not close(gate[2], gate[2] * 0 + 0.5):
         raise Wrong(
-            f"raw is [-1000, 0, 1000] and your gates are {shown(gate)}; the middle one should be 0.5. At the start no "
-            f"head has a reason to follow the teacher or not."
+            f"{said}; the middle one should be 0.5. At the start no head has a reason to follow the teacher or not."
         )
-    if not close(gate, expected):
+    if gate.min() < 0 or gate.max() > 1:
         raise Wrong(
-            f"raw is [-1000, 0, 1000] and your gates are {shown(gate)}, should be [0, 0.5, 1]. An optimiser knows no "
-            "bounds. With a gate of 3 a head would read three times the teacher less twice its own: no mixture any "
-            "more."
+            f"{said}, which are not all from 0 to 1. An optimiser knows no bounds. With a gate of 3 a head would read "
+            f"three times the teacher minus twice its own: no mixture any more."
+        )
+    if not close(gate, torch.tensor([0, 0, 0.5, 1, 1], dtype=draw.dtype), 0.01):
+        raise Wrong(
+            f"{said}; far below 0 a gate should be shut, 0, and far above it open, 1, each to 0.01. Yours cannot leave "
+            f"the teacher out or take it whole, and stays ajar."
         )
 
 
@@ -222,7 +242,8 @@ LAWS = [one_copies, zero_is_own, biases, head_by_head, half, straight, gradients
 HINTS = [
     "Reading is linear in the map: a map that is half one and half the other reads the half of both reads.",
     "gated_read: call attend twice. Give the gate two more dimensions, (H, 1, 1), before it meets (B, H, N, d), and "
-    "detach each part of theirs (bias may be None). open_gates: which function takes all numbers to 0 to 1?",
+    "detach q, k and bias of theirs (bias may be None) before attend, not what attend returns: v learns from that. "
+    "open_gates: which function takes all numbers to 0 to 1?",
     "gate * (what the teacher's map reads) + (1 - gate) * (what its own map reads). The logistic function, "
     "Tensor.sigmoid, is 0.5 at 0 and flat nowhere.",
 ]

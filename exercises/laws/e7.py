@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 
 import torch
-from kit import Answer, Draw, Wrong, close, shown, worst
+from kit import Answer, Draw, Wrong, close, false_slope, shown, worst
 from torch import Tensor, nn
 
 from model import NOTHING, Attended, Attention, Handed, Routing, ViTConfig, attend
@@ -182,10 +182,37 @@ def weighed(answer: Answer, draw: Draw) -> None:
         )
 
 
+def slopes(answer: Answer, draw: Draw) -> None:
+    """read_with_null: q, k, bias, v and null get the gradients of what is read and of what leaks"""
+    r, v, null = draw.routing(bias=True), draw.numbers(draw.B, draw.H, draw.N, draw.d), draw.numbers(draw.H)
+    target = draw.numbers(draw.B, draw.H, draw.N, draw.d + 1)
+
+    def total(at: dict[str, Tensor]) -> Tensor:
+        read, leak = answer.read_with_null(Routing(at["q"], at["k"], at["bias"]), at["v"], at["null"])
+        return (torch.cat((read, leak[..., None]), -1) * target).sum()
+
+    learnt = {"q": r.q, "k": r.k, "bias": r.bias, "v": v, "null": null}
+    try:
+        wrong = false_slope(total, learnt, draw)
+    except RuntimeError:  # This is autograd's word for an input that no result depends on.
+        raise Wrong(
+            "One of q, k, bias, v and null gets no gradient at all, though each of them moves what is read. Is it "
+            "detached, turned into a plain number, or used under no_grad?"
+        ) from None
+    if wrong:
+        name, slope, expected = wrong
+        raise Wrong(
+            f"A small step of {name} changes the sum of what is read and leaked, times random numbers, by "
+            f"{shown(expected)} per step, and {name} gets the slope {shown(slope)}. Both the read and the leak depend "
+            f"on every logit of the row and on null: which of them is detached?"
+        )
+
+
 shut.needs = open_wide.needs = [log_five]
 head_by_head.needs = alone.needs = [shut, open_wide]
 thousands.needs = [head_by_head, alone]
 shifted.needs = weighed.needs = [thousands]
+slopes.needs = [shifted, weighed]
 
 
 # ---- NullAttention ---------------------------------------------------------------------------------------------------
@@ -306,6 +333,7 @@ LAWS = [
     thousands,
     shifted,
     weighed,
+    slopes,
     has_null,
     reads_as_before,
     reads_nothing,

@@ -8,6 +8,7 @@ command of a statement parses. The last part runs check.py as learners and teach
 import ast
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,13 +20,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 STAFF = Path(__file__).resolve().parent
 EXERCISES, ROOT = STAFF.parent, STAFF.parent.parent
 sys.path[:0] = [str(ROOT), str(EXERCISES)]
 
 import check  # noqa: E402
-import grade  # noqa: E402
 import run  # noqa: E402
 from examine import Line, Report, examine, exercises, load, try_laws  # noqa: E402
 from kit import Answer, Draw, Wrong, hold  # noqa: E402
@@ -35,10 +36,12 @@ import train  # noqa: E402
 from model import ViT  # noqa: E402
 from support import data  # noqa: E402
 from support.errors import UserError  # noqa: E402
+from support.matching import layout  # noqa: E402
 from teachers import find_teacher  # noqa: E402
 
 KNOWN = exercises()
 SOLVED = [number for number in KNOWN if (STAFF / "solutions" / f"e{number}.py").is_file()]
+RIGHT = sorted(STAFF.glob("right/e[0-9]_*.py"))
 WRONG = sorted([*STAFF.glob("wrong/e[0-9]_*.py"), *STAFF.glob("near/e[0-9]_*.py")])
 
 
@@ -76,6 +79,13 @@ def test_the_solution_holds(number):
     for seed in range(3):
         lines = found(solution(number), seed, dtype=torch.float32)
         assert [line for line in lines if line.state != "ok"] == [], f"float32, {seed}"
+
+
+@pytest.mark.parametrize("path", RIGHT, ids=lambda path: path.stem)
+def test_another_right_answer_holds_too(path):
+    for seed in range(5):
+        assert [line for line in found(path, seed) if line.state != "ok"] == [], seed
+    assert [line for line in found(path, dtype=torch.float32) if line.state != "ok"] == [], "float32"
 
 
 @pytest.mark.parametrize("number", KNOWN)
@@ -254,19 +264,60 @@ def test_a_command_parses(page, command):
         {"exercises/check.py": check, "eval.py": eval}[script].parse_arguments(words)
 
 
-RUNS = {1: "1 --condition 10", 2: "2", 4: "4 --radius 1", 5: "5 --control other_image no_image", 6: "6"}
-METHODS = {1: "distill", 2: "distill", 4: "copy", 5: "copy", 6: "copy"}
+# ---- Runs ------------------------------------------------------------------------------------------------------------
+
+SMALL = "--train-images 40 --batch-size 20 --epochs 1".split()
+RUNS = {  # the exercise's own words, and those for train.py
+    1: ("--condition 10", "--mode transfer --method distill"),
+    2: ("", "--mode transfer --method distill"),
+    3: ("--keep 0.5", ""),
+    4: ("--radius 1", "--mode transfer --method copy"),
+    5: ("--control other_image no_image", "--method copy"),
+    6: ("", ""),
+    7: ("", ""),
+    8: ("", ""),
+}
 
 
-@pytest.mark.parametrize("number", RUNS)
-def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small_runs(tmp_path, monkeypatch):
+    """Runs take a second, below tmp_path: of few images, with a teacher that is not trained."""
     usual, teacher = data.matching, ViT(find_teacher("deit_nano").config).eval().requires_grad_(False)
+
+    def few(count, seed):
+        return usual(min(count, 256), seed)
+
+    def untrained(name, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(ViT(find_teacher(name).config).state_dict(), path)
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "matching", lambda count, seed: usual(min(count, 40), seed))
+    monkeypatch.setattr(data, "matching", few)
+    monkeypatch.setattr(run, "matching", few)
+    monkeypatch.setattr(run, "layout", lambda count, seed: layout(min(count, 256), seed))
     monkeypatch.setattr(train, "build_teacher", lambda settings: teacher)
+    monkeypatch.setattr(run.teachers, "load_teacher", lambda name: teacher)
+    monkeypatch.setattr(run.teachers, "pretrain", untrained)
+
+
+def words_for(number: int, answers: Path, *more: str) -> list[str]:
+    """What is typed after run.py. Exercise 3 looks at the runs that are there."""
+    own, for_train = RUNS[number]
+    looked_at = map(str, Path("runs").glob("deit_nano*")) if number == 3 else []
+    return [str(number), *looked_at, *own.split(), "--answers", str(answers), "--", *for_train.split(), *SMALL, *more]
+
+
+def hand_in(folder: Path, number: int, figures: str) -> None:
+    """A written answer with something below each heading."""
+    texts = ("more", f"python exercises/run.py {number}", figures, "Since so it is.", "If not.")
+    parts = [f"## {heading}\n{text}\n" for heading, text in zip(check.HEADINGS, texts, strict=True)]
+    (folder / f"e{number}.md").write_text("\n".join(parts))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5, 6])
+def test_run_waits_for_a_prediction_then_trains_and_records_it(number, small_runs, tmp_path, capsys):
     shutil.copy(solution(number), tmp_path)
-    words = [*RUNS[number].split(), "--answers", str(tmp_path), "--", "--mode", "transfer", "--method", METHODS[number]]
-    words += "--train-images 40 --batch-size 20 --epochs 1".split()
+    words = words_for(number, tmp_path)
     page = tmp_path / f"e{number}.md"
     page.write_text("# Mine\n\n## Prediction\n")
     with pytest.raises(UserError, match="no prediction yet"):
@@ -275,9 +326,10 @@ def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path,
     run.main(words)
     assert re.search(r"top-1 \d+\.\d \(", capsys.readouterr().out)
     for path in (tmp_path / "runs" / "exercises").rglob("config.json"):
-        exercise = json.loads(path.read_text())["exercise"]
-        assert exercise["number"] == number and exercise["prediction"] == grade.prediction_hash("About half.")
-        assert path.with_name("result.json").is_file()
+        config = json.loads(path.read_text())
+        exercise = config["exercise"]
+        assert exercise["number"] == number and exercise["prediction"] == check.prediction_hash("About half.")
+        assert config["settings"]["device"] == "cpu" and path.with_name("result.json").is_file()
 
     def epochs_of(*words: str) -> set:
         run.main(list(words))
@@ -295,6 +347,63 @@ def test_run_waits_for_a_prediction_then_trains_and_records_it(number, tmp_path,
     assert epochs_of(*words[:-1], "1") == {1}
 
 
+def test_the_solutions_with_their_runs_and_written_answers_get_all_points(small_runs, tmp_path, capsys, monkeypatch):
+    person = tmp_path / "class" / "Ada"
+    person.mkdir(parents=True)
+    words = "train.py --mode transfer --method distill --seed 0 1 2".split()
+    monkeypatch.setattr(sys, "argv", [*words, *SMALL])
+    train.main()
+    for number in KNOWN:
+        shutil.copy(solution(number), person)
+        hand_in(person, number, "")
+        capsys.readouterr()
+        run.main(words_for(number, person, "--seed", "0", "1", "2"))
+        hand_in(person, number, capsys.readouterr().out)
+    shutil.copytree("runs/exercises", person / "runs")
+    reports = {number: Report(found(person / f"e{number}.py", draws=2)) for number in KNOWN}
+    monkeypatch.setattr(check, "examine", lambda exercise, path, seed: reports[exercise.number])
+    table = tmp_path / "scores.csv"
+    assert check.main(["--grade", str(person.parent), "--csv", str(table), "--salt", "1"]) == 0
+    (row,) = csv.DictReader(table.open(encoding="utf-8", newline=""))
+    assert row["remarks"] == "" and row["total"] == "100.0"
+    assert [float(row[f"e{number}"]) for number in KNOWN] == [exercise.points for exercise in KNOWN.values()]
+
+    # What exercises 3 and 8 note keeps its first prediction, until the answer is another one.
+    for number in (3, 8):
+        configs = list(Path("runs/exercises", f"e{number}").glob("*/config.json"))
+        page = person / f"e{number}.md"
+        page.write_text(page.read_text().replace("more", "less"))
+        run.main(words_for(number, person))
+        sealed = {json.loads(path.read_text())["exercise"]["prediction"] for path in configs}
+        assert len(configs) == 3 and sealed == {check.prediction_hash("more")}
+    with open(person / "e8.py", "a") as answer:
+        answer.write("# another answer")
+    run.main(words_for(8, person))
+    record = json.loads(Path("runs/exercises/e8/seed0/config.json").read_text())["exercise"]
+    assert record["prediction"] == check.prediction_hash("less")
+
+
+def test_the_averaged_weights_have_the_averaged_gates(small_runs, tmp_path):
+    from safetensors.torch import load_file
+
+    shutil.copy(solution(6), tmp_path)
+    hand_in(tmp_path, 6, "")
+    run.main(words_for(6, tmp_path, "--ema", "0.5", "--lr", "0.1"))
+    (folder,) = Path("runs/exercises/e6/gates").iterdir()
+    last, average = (load_file(folder / f"student{end}.safetensors") for end in ("", "_ema"))
+    gates = [name for name in last if name.endswith("raw_gate")]
+    assert len(gates) == 4 and last.keys() == average.keys()
+    for name in gates:
+        assert last[name].count_nonzero() and average[name].count_nonzero() and not average[name].equal(last[name])
+
+
+def test_ranks_share_a_place_and_a_constant_score_has_no_order():
+    assert run.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == 0
+    assert run.rank_correlation([5, 6, 7, 8], [1, 20, 300, 4000]) == pytest.approx(1)
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: their covariance is 4.5 / 4, and their variances are 4.5 / 4 and 5 / 4.
+    assert run.rank_correlation([0, 3, 3, 9], [1, 2, 3, 4]) == pytest.approx((4.5 / 5) ** 0.5)
+
+
 # ---- Manners: what kit.py says ---------------------------------------------------------------------------------------
 
 MANNERS = {
@@ -307,7 +416,7 @@ MANNERS = {
     "def double(x):\n  x *= 2\n  return x": "double changed its input x",
     "def double(x): x.resize_(1)": "double changed its input x",
     "def double(x): return None": "double returned None where a tensor (2, 3) is asked for",
-    "def double(x): return 2 * x[0]": "double returned a tensor (3,) where (2, 3) is asked for",
+    "def double(x): return 2 * x[0]": "double returned a tensor (3,) where a tensor (2, 3) is asked for",
     "def double(x): return 2 * x.float()": "torch.float32 where torch.float64 is asked for",
     "def double(x): return x / 0": "double returned numbers that are not finite",
     "def double(x):\n  while True:\n    try: 1\n    except Exception: pass": "did not come back within 0.1 s",
@@ -335,12 +444,15 @@ def test_what_must_come_back_may_be_parts():
     from model import Routing
 
     x = torch.zeros(2)
-    assert misfit((x, 1.0), (x, 0.0)) == "" and misfit(torch.nn.Linear(1, 1), torch.nn.Module) == ""
-    assert "2 things where 1" in misfit([x, x], [x])
+    assert (
+        misfit((x, x), (x, x)) == "" and misfit(1.0, 0.0) == "" and misfit(torch.nn.Identity(), torch.nn.Module) == ""
+    )
+    assert misfit([x, x], [x]) == "[a tensor (2,), a tensor (2,)] where [a tensor (2,)] is asked for"
     assert misfit((x, x, None), Routing(x, x)) == "(a tensor (2,), a tensor (2,), None) where Routing(" + (
         "q: (2,), k: (2,), bias: None) is asked for"
     )
-    assert misfit(Routing(x, x[:1]), Routing(x, x)) == "in its part k a tensor (1,) where (2,) is asked for"
+    assert "k: (1,)" in misfit(Routing(x, x[:1]), Routing(x, x))
+    assert "torch.float32 where torch.float64" in misfit(Routing(x, x), Routing(x, x.double()))
     assert "plain number" in misfit(x[0], 0.0) and "Module is asked for" in misfit(x, torch.nn.Module)
 
 
@@ -372,7 +484,7 @@ def test_start_hint_and_table(tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         f"e{n}.{end}" for n in KNOWN for end in ("md", "py")
     )
-    assert list(grade.written(folder / "e1.md")) == ["Exercise 1: two routings, one map", *grade.HEADINGS]
+    assert list(check.written(folder / "e1.md")) == ["Exercise 1: two routings, one map", *check.HEADINGS]
     (folder / "e1.py").write_text("mine")
     (folder / "e2.md").write_text("## Prediction\n<!-- of what? -->\nless")
     assert check.main(["--start", *place]) == 0 and (folder / "e1.py").read_text() == "mine"
@@ -385,19 +497,19 @@ def test_start_hint_and_table(tmp_path, capsys):
         assert check.main(["1", "--hint", *place]) == 0
         assert capsys.readouterr().out == f"hint {number} of 3: {KNOWN[1].laws.HINTS[number - 1]}\n"
     assert check.main(["1", "--hint", *place]) == 0
-    assert capsys.readouterr().out.count("of 3: ") == 3 and check.hints_given(folder) == {"1": 3}
+    assert capsys.readouterr().out.count("of 3: ") == 3 and check.hints_given(KNOWN[1], folder) == 4
     assert check.main(["1", *place]) == 1
     assert "not begun: its page is exercises/e1.md" in capsys.readouterr().out
-    (folder / ".hints.json").write_text("[broken")
-    assert check.hints_given(folder) == {}
+    (folder / ".hints").write_bytes(b"\xff broken")
+    assert check.hints_given(KNOWN[1], folder) == 0
 
 
 def test_bad_files_are_answered_and_the_others_checked(tmp_path, capsys, monkeypatch):
     """Each in a process of its own, as a learner has them."""
     reports = {}
 
-    def noted(exercise, path, seed, seconds):
-        reports[exercise.number] = examine(exercise, path, seed, seconds)
+    def noted(exercise, path, seed):
+        reports[exercise.number] = examine(exercise, path, seed)
         return reports[exercise.number]
 
     monkeypatch.setattr(check, "examine", noted)
@@ -427,7 +539,7 @@ def test_a_process_that_does_not_listen_is_ended(tmp_path):
 
 
 def test_one_clear_answer_each(tmp_path, capsys, monkeypatch):
-    def answer(exercise, path, seed, seconds):
+    def answer(exercise, path, seed):
         """As in a process of its own."""
         try:
             return Report(list(try_laws(exercise.laws, load(path), seed)))
@@ -464,8 +576,8 @@ MISUSE = {
     "1 --start": "one thing at a time",
     "--grade here": "--grade DIR and --csv FILE go together",
     "--csv here.csv": "--grade DIR and --csv FILE go together",
-    "--grade /nowhere --csv here.csv": "/nowhere is no folder",
-    "--grade . --csv /nowhere/here.csv": "/nowhere/here.csv: No such file or directory",
+    "--grade /nowhere --csv here.csv": "/nowhere is not a folder",
+    "--grade . --csv .": "cannot write .: it is a folder",
     "--strat": "unrecognized arguments: --strat",
 }
 
@@ -484,68 +596,143 @@ def test_misuse_ends_with_status_2():
     )
 
 
-RENAMED = '''"""Mine."""
-import torch
-
-def same_map(routing, matrix, shift):
-    # all my own work
-    keys = (routing.k + shift[:, None]) @ matrix
-    queries = routing.q @ torch.linalg.inv(matrix).mT
-    return Routing(queries, keys, routing.bias)
-
-from model import Routing
-'''
-
-
-def hand_in(folder: Path, number: int, prediction: str = "more", seeds: tuple = (0, 1, 2)) -> None:
-    """A written answer, and the runs that belong to it."""
-    figures = "seed 0: 95.12, seed 1: 96.00, seed 2: 94.5"
-    texts = ("more", f"python exercises/run.py {number}", figures, "Since so it is.", "If not.")
-    parts = [f"## {heading}\n{text}\n" for heading, text in zip(grade.HEADINGS, texts, strict=True)]
-    (folder / f"e{number}.md").write_text("\n".join(parts))
+def note_runs(person: Path, number: int, prediction: str = "more", seeds: tuple = (0, 1, 2)) -> None:
     for seed in seeds:
-        run = folder / "runs" / f"seed{seed}"
-        run.mkdir(parents=True)
-        exercise = {"number": number, "prediction": grade.prediction_hash(prediction)}
-        (run / "config.json").write_text(json.dumps({"settings": {"seed": seed}, "exercise": exercise}))
-        (run / "result.json").write_text(json.dumps({"top1": 95.123}))
+        folder = person / "runs" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        exercise = {"number": number, "prediction": check.prediction_hash(prediction)}
+        (folder / "config.json").write_text(json.dumps({"settings": {"seed": seed}, "exercise": exercise}))
+        (folder / "result.json").write_text(json.dumps({"top1": 95.123, "epochs": 50}))
+
+
+def table_of(folder: Path, table: Path) -> dict[str, dict]:
+    """The rows of a class, by name."""
+    assert check.main(["--grade", str(folder), "--csv", str(table), "--salt", "2026"]) == 0
+    return {row["name"]: row for row in csv.DictReader(table.open(encoding="utf-8", newline=""))}
+
+
+FIGURES = "seed 0: 95.12, seed 1: 96.00, seed 2: 94.5"
 
 
 def test_a_class_is_marked(tmp_path, capsys):
-    """Three submissions: right, half right, and copied with renamed variables; and folders with strange names."""
-    right, half, copied = (tmp_path / "class" / name for name in ("Ada", "Ben, jr.", "=Cem"))
-    for folder in (right, half, copied / "answers", tmp_path / "class" / "empty\n\x1b[2J", tmp_path / "class" / ".git"):
+    """Three submissions: right, half right, and without runs; and folders with strange names."""
+    right, half, bare = (tmp_path / "class" / name for name in ("Ada", "Ben, jr.", "=Cem"))
+    for folder in (right, half, bare / "answers", tmp_path / "class" / "empty\n\x1b[2J", tmp_path / "class" / ".git"):
         folder.mkdir(parents=True)
     (tmp_path / "class" / "a file").write_text("")
-    (right / "e1.py").write_text(solution(1).read_text())
-    hand_in(right, 1)
-    (half / "e1.py").write_text((STAFF / "wrong" / "e1_inverse.py").read_text())
-    hand_in(half, 1, prediction="written afterwards", seeds=(0, 0) and (0,))
+    shutil.copy(solution(1), right)
+    hand_in(right, 1, FIGURES)
+    note_runs(right, 1)
+    shutil.copy(STAFF / "wrong" / "e1_inverse.py", half / "e1.py")
+    hand_in(half, 1, "50 epochs, of which 50 were 50.0")
+    note_runs(half, 1, prediction="written afterwards", seeds=(0,))
     (half / "e2.py").mkdir()
-    (copied / "answers" / "e1.py").write_text(RENAMED)
-    (copied / "e1.md").write_text("## Prediction\nnot where the answers are")
+    shutil.copy(solution(1), bare / "answers")
+    (bare / "e1.md").write_text("## Prediction\nnot where the answers are")
 
-    table = tmp_path / "scores.csv"
-    assert check.main(["--grade", str(tmp_path / "class"), "--csv", str(table), "--salt", "2026"]) == 0
+    rows = table_of(tmp_path / "class", tmp_path / "scores.csv")
     assert "salt 2026" in capsys.readouterr().out
-    rows = {row["name"]: row for row in csv.DictReader(table.open(encoding="utf-8", newline=""))}
     assert list(rows) == ["'=Cem", "Ada", "Ben, jr.", "empty??[2J"]
     laws = len(KNOWN[1].laws.LAWS)
-    assert rows["Ada"]["e1"] == "5.0" and rows["'=Cem"]["e1"] == "3.0"
-    assert rows["Ben, jr."]["e1"] == f"{5 * (0.6 * (laws - 1) / laws + 0.4 / 2):.1f}"
-    assert rows["Ada"]["remarks"] == "e1: equal to '=Cem" and rows["'=Cem"]["remarks"] == "e1: equal to Ada"
-    assert rows["Ben, jr."]["remarks"] == "e1: lacks the prediction before the run, 3 seeds"
+    assert rows["Ada"]["e1"] == "5.0" and rows["'=Cem"]["e1"] == "3.0" and rows["Ada"]["remarks"] == ""
+    assert rows["Ben, jr."]["e1"] == f"{5 * (0.6 * (laws - 1) / laws + 0.4 / 4):.1f}"
+    lacks = "e1: lacks the prediction before the run, three seeds, figures of its runs"
+    assert rows["Ben, jr."]["remarks"] == lacks
     assert rows["empty??[2J"]["total"] == "0.0" and rows["empty??[2J"]["remarks"] == ""
 
 
-def test_trees_are_equal_where_only_names_differ(tmp_path):
-    def tree(source):
-        (tmp_path / "e.py").write_text(source)
-        return grade.tree_of(tmp_path / "e.py")
+FORGED = """
+import os, pathlib, sys
+pathlib.Path(sys.argv[-1]).write_text({report!r}, "utf-8", "surrogatepass")
+os._exit(0)
+"""
+REPORTS = {
+    "deep": "[" * 200_000,
+    "huge": '[[], "", ' + "9" * 400 + "]",
+    "long": '"' + "x" * 300_000,
+    "not a report": "3",
+    "other laws": '[[["all is well", "ok", ""]], "", ""]',
+    "letters that are none": '[[], "\\ud800 =1+1", ""]',
+}
 
-    assert tree("def f(a: int) -> int:\n  'It adds.'\n  b = a + 1  # one\n  return b") == tree(
-        "def g(x): y = x + 1; return y"
-    )
-    assert tree("def f(a, b): return a - b") != tree("def f(a, b): return b - a")
-    assert tree("def f(a): return min(a)") != tree("def f(a): return max(a)")
-    assert tree("def f(") == "" and tree("\0") == "" and tree("x = " + "-" * 100_000 + "1") == ""
+
+def test_the_sample_submission_gets_all_points():
+    assert check.mark(STAFF / "sample" / "Ada", KNOWN[4], "2026", examine) == (10.0, "")
+    assert len(KNOWN[4].laws.LAWS) == 10, "marks.md names this number"
+
+
+def test_no_submission_stops_the_class(tmp_path, capsys):
+    """Each does harm in its own way, and the honest one, the last of the class, gets all points."""
+    people = tmp_path / "class"
+    honest = people / "Zoe"
+    honest.mkdir(parents=True)
+    shutil.copy(solution(1), honest)
+    hand_in(honest, 1, FIGURES)
+    note_runs(honest, 1)
+    for name, report in REPORTS.items():
+        (people / name).mkdir()
+        (people / name / "e1.py").write_text(FORGED.format(report=report))
+    runs = {
+        "a large number": ("config.json", '{"settings": {"seed": %s}}' % ("9" * 400)),
+        "a larger number": ("result.json", '{"top1": 95.12, "n": %s}' % ("9" * 400)),
+        "a number too large": ("result.json", '{"top1": %s}' % ("9" * 5000)),
+        "brackets": ("config.json", "[" * 200_000),
+        "a list": ("result.json", "[]"),
+    }
+    for name, (file, text) in runs.items():
+        shutil.copytree(honest, people / name)
+        (people / name / "runs" / "seed1" / file).write_text(text)
+    shutil.copytree(honest, people / "comments")
+    (people / "comments" / "e1.md").write_text("<!--" * 1_000_000)
+    if hasattr(os, "mkfifo"):
+        shutil.copytree(honest, people / "a pipe")
+        (people / "a pipe" / "runs" / "seed1" / "result.json").unlink()
+        os.mkfifo(people / "a pipe" / "runs" / "seed1" / "result.json")
+    rows = table_of(people, tmp_path / "scores.csv")
+    assert rows["Zoe"]["e1"] == "5.0" and len(rows) == len(list(people.iterdir()))
+    assert {rows[name]["e1"] for name in REPORTS} == {"0.0"}
+    for name in ("deep", "long", "not a report", "other laws"):
+        assert "It ended its own process" in rows[name]["remarks"], name
+    # A run that cannot be read is no run: the written answer has two seeds left.
+    assert rows.pop("a larger number")["e1"] == "5.0"  # It is no figure, and the run has others.
+    found = [(row["e1"], row["remarks"]) for name, row in rows.items() if name in runs]
+    assert found == [("4.5", "e1: lacks three seeds")] * 4
+
+
+def test_the_old_table_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "class" / "Ada").mkdir(parents=True)
+    table = tmp_path / "scores.csv"
+    table.write_text("old")
+    monkeypatch.setattr(check, "mark", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        check.main(["--grade", str(tmp_path / "class"), "--csv", str(table)])
+    assert table.read_text() == "old"
+
+
+def test_an_answer_that_needs_much_memory_harms_only_itself(tmp_path):
+    path = tmp_path / "e3.py"
+    path.write_text("import torch\ndef rollout(maps, keep): return torch.ones(2**20, 2**10) + 1")  # 4 GiB
+    report = examine(KNOWN[3], path, 0)
+    assert any("memory" in line.sentence for line in report.lines), report
+
+
+def test_as_many_answers_at_once_as_cores_and_memory_allow(monkeypatch):
+    gigabytes = 1024**3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 64 * gigabytes, raising=False)
+    for told, expected in {"max": 31, str(8 * gigabytes): 3, str(gigabytes): 1}.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_text", lambda path, encoding, told=told: told)
+            assert check.workers() == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5}, raising=False)
+    assert check.workers() <= 2
+
+
+def test_only_seconds_of_computing_count(tmp_path):
+    """A busy machine makes no right answer too slow: here one that sleeps for longer than it may compute."""
+    path = tmp_path / "e1.py"
+    path.write_text("import time\ntime.sleep(2.5)\n" + solution(1).read_text())
+    assert examine(KNOWN[1], path, 0, seconds=2).state == "holds"

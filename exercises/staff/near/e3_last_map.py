@@ -1,4 +1,4 @@
-# says: should be made of itself alone
+# says: Yours does not depend on keep
 # What eval.py maps draws: where the last block looks, averaged over heads.
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-# says: returned in its part bias None
+# says: bias: None) where Routing(
 # Routing(q, k) is shorter to write.
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-# says: should be made of what its heads read on average
+# says: transposed, and made to sum to 1 again
 # Rows and columns are mixed up, and then made to sum to 1.
 import torch
 from torch import Tensor

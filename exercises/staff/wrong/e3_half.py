@@ -1,4 +1,4 @@
-# says: should be made of itself alone
+# says: Yours does not depend on keep
 # Half is kept, as the usual rollout has it, and keep is not looked at.
 import torch
 from torch import Tensor

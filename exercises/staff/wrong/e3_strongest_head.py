@@ -1,4 +1,4 @@
-# says: should be made of what its heads read on average
+# says: there is nothing else to mix
 # The strongest head instead of the mean, made to sum to 1 again.
 import torch
 from torch import Tensor

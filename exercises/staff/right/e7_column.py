@@ -1,0 +1,30 @@
+# The null key as one more column of logits.
+
+import torch
+from torch import Tensor, nn
+
+from model import NOTHING, Attended, Attention, Handed, RoPE, Routing, ViTConfig, attention_logits
+
+
+def read_with_null(r: Routing, v: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    logits = attention_logits(r)
+    column = null[:, None, None].expand(*logits.shape[:-1], 1)
+    shares = torch.cat((logits, column), -1).softmax(-1)
+    return shares[..., :-1] @ v, shares[..., -1]
+
+
+class NullAttention(Attention):
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        self.null = nn.Parameter(torch.zeros(config.heads))
+
+    def forward(self, x: Tensor, rope: RoPE | None, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
+        B, N, D = x.shape
+        routing = self.route(x, rope, bias) if handed.routing is None else handed.routing
+        if handed.q is not None:
+            routing = routing._replace(q=handed.q)
+        if handed.k is not None:
+            routing = routing._replace(k=handed.k)
+        v = self.values(x) if handed.v is None else handed.v
+        read, _ = read_with_null(routing, v, self.null)
+        return Attended(routing, v, self.proj(self.norm(read.transpose(1, 2).reshape(B, N, D))))

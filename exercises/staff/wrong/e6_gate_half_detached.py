@@ -1,0 +1,15 @@
+# says: gets the slope
+# The gate is detached where the head's own map is weighed.
+from torch import Tensor
+
+from model import Routing, attend
+
+
+def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
+    theirs = Routing(*(part if part is None else part.detach() for part in theirs))
+    gate = gate[:, None, None]
+    return gate * attend(theirs, v) + (1 - gate.detach()) * attend(own, v)
+
+
+def open_gates(raw: Tensor) -> Tensor:
+    return raw.sigmoid()

@@ -1,0 +1,16 @@
+# says: but gets no gradient
+# The head's own map is taken as it is, for v to read with.
+from torch import Tensor
+
+from model import Routing, attend
+
+
+def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
+    theirs = Routing(*(part if part is None else part.detach() for part in theirs))
+    own = Routing(*(part if part is None else part.detach() for part in own))
+    gate = gate[:, None, None]
+    return gate * attend(theirs, v) + (1 - gate) * attend(own, v)
+
+
+def open_gates(raw: Tensor) -> Tensor:
+    return raw.sigmoid()
