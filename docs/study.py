@@ -1,4 +1,4 @@
-"""The figures of study.md, from the files beside it: python docs/study.py"""
+"""Prints the tables and verdicts in study.md from the files beside it: python docs/study.py"""
 
 import csv
 import random
@@ -22,14 +22,14 @@ METHODS = ("distill", "copy")
 STUDENTS = ("standard copy", "standard distill", "native copy", "native distill")
 COLUMNS = (*STUDENTS, "native baseline")
 
-# By whether there are LayerScale and registers.
+# The keys say whether a family has LayerScale, and whether it has registers.
 GROUPS = {
     (False, False): "without LayerScale",
     (True, False): "with LayerScale, without registers",
     (True, True): "with LayerScale and registers",
 }
 
-Row = dict[Any, float]  # by teacher, (its name, the seed of its pretraining), or by number of images: a mean over seeds
+Row = dict[Any, float]  # It holds means over seeds, by teacher (name, pretraining seed) or by number of images.
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 def column_of(line: dict[str, str]) -> str:
-    """What a run is, as "native copy"."""
+    """Returns the column to which a run belongs, such as "native copy"."""
     student = "untrained" if line.get("weights") == "random" else line["student"]
     column = f"{student} {line['method'] or line['mode']}"
     return f"{column}, blocks 0-2" if line.get("blocks") == "0-2" else column
@@ -56,7 +56,7 @@ def images_of(line: dict[str, str]) -> int:
 
 
 def gains_of(lines: list[dict[str, str]], key: Callable) -> dict[str, dict[Any, list[float]]]:
-    """By column and key: the gains over the standard baseline of the same seed, one for each seed of the student."""
+    """Returns, by column and key, the gains over the standard baseline of the same seed, one for each student seed."""
     baselines, gains = {}, {}
     for line in lines:
         if column_of(line) == "standard baseline":
@@ -68,7 +68,7 @@ def gains_of(lines: list[dict[str, str]], key: Callable) -> dict[str, dict[Any, 
 
 
 def means_of(gains: dict[str, dict[Any, list[float]]]) -> dict[str, Row]:
-    """The means over the students' seeds."""
+    """Returns the means over the students' seeds."""
     means = {}
     for column, row in gains.items():
         means[column] = {key: statistics.mean(each) for key, each in row.items()}
@@ -76,7 +76,7 @@ def means_of(gains: dict[str, dict[Any, list[float]]]) -> dict[str, Row]:
 
 
 def of_families(row: Row) -> dict[str, float]:
-    """Means over the teachers of each family, by the teachers' name."""
+    """Returns the means over the teachers of each family, by the teachers' name."""
     together = {}
     for (name, _), value in row.items():
         together.setdefault(name, []).append(value)
@@ -91,7 +91,7 @@ def has(name: str, component: str) -> bool:
 
 
 def sign_test(differences: list[float]) -> tuple[int, int, float]:
-    """How many of how many are above 0, and the two-sided probability of that or more by chance. Ties are left out."""
+    """Returns how many are above 0, how many there are without ties, and the two-sided p-value."""
     signs = [difference > 0 for difference in differences if difference]
     above, count = sum(signs), len(signs)
     tail = sum(comb(count, i) for i in range(min(above, count - above) + 1)) / 2**count
@@ -99,24 +99,24 @@ def sign_test(differences: list[float]) -> tuple[int, int, float]:
 
 
 def permutation_test(some: list[float], others: list[float]) -> float:
-    """The exact two-sided probability of a difference of means as large as that, if all are exchanged at will."""
+    """Returns the exact two-sided probability that a random regrouping gives as large a difference of means."""
     together, count = some + others, len(some)
-    middle = sum(together) * count / len(together)  # what `count` of them sum to on average
+    middle = sum(together) * count / len(together)  # This is the average sum of `count` of them.
     found = abs(sum(some) - middle) - 1e-9
     sums = [abs(sum(chosen) - middle) for chosen in combinations(together, count)]
     return sum(each >= found for each in sums) / len(sums)
 
 
 def ranks(values: Iterable[float]) -> list[float]:
-    """The place of each number in their order; equal ones share the mean of their places."""
+    """Returns the rank of each number, from 0; equal numbers share the mean of their ranks."""
     values = list(values)
     in_order = sorted(values)
     return [in_order.index(value) + (in_order.count(value) - 1) / 2 for value in values]
 
 
 def rank_correlation(xs: list[float], ys: list[float], shuffles: int = 10_000) -> tuple[float, float]:
-    """Spearman's, of ranks, and the probability that a shuffled sample correlates as strongly, either way."""
-    found, generator, as_strong = statistics.correlation(xs, ys), random.Random(0), 1  # the sample is one of them
+    """Returns Spearman's correlation (from ranks) and the two-sided probability of one as strong after shuffling."""
+    found, generator, as_strong = statistics.correlation(xs, ys), random.Random(0), 1  # The sample counts too.
     for _ in range(shuffles):
         shuffled = generator.sample(ys, len(ys))
         as_strong += abs(statistics.correlation(xs, shuffled)) >= abs(found)
@@ -144,11 +144,11 @@ def print_hypotheses(gains: dict[str, Row]) -> None:
     what = "families that gain less than DeiT, distilling"
     tell("H1", what, less, 12, lambda above, _: above >= 10, lambda above, _: above <= 6)
     for method in METHODS:
-        what = f"teachers of which a native student gains more, {method}"
+        what = f"teachers from which a native student gains more, {method}"
         more = native_less_standard(gains, method, lambda name: has(name, "layerscale"))
         tell("H2", what, more, 18, lambda above, _: above >= 14, lambda above, _: above <= 9)
     for method in METHODS:
-        what = f"teachers of which a native student gains more, {method}"
+        what = f"teachers from which a native student gains more, {method}"
         more = native_less_standard(gains, method, lambda name: not has(name, "layerscale"))
         tell("H3", what, more, 15, lambda *_: False, lambda above, count: max(above, count - above) >= 12)
     alone = [
@@ -163,7 +163,7 @@ def print_hypotheses(gains: dict[str, Row]) -> None:
 
 
 def native_less_standard(gains: dict[str, Row], method: str, chosen: Callable) -> list[float]:
-    """Of each teacher of the chosen families that has components."""
+    """Returns native minus standard gain for each teacher in the chosen families that has components."""
     native, standard = gains[f"native {method}"], gains[f"standard {method}"]
     differences = []
     for teacher in native:
@@ -173,7 +173,7 @@ def native_less_standard(gains: dict[str, Row], method: str, chosen: Callable) -
 
 
 def print_families(gains: dict[str, Row]) -> None:
-    """Mean gains of each family over its teachers, those that gain most by distilling first; then of groups of them."""
+    """Prints the mean gains of each family, sorted by standard distill, then those of groups of families."""
     means = {column: of_families(gains[column]) for column in COLUMNS}
     names = sorted(means["standard distill"], key=means["standard distill"].get, reverse=True)
     lines, groups = [["family", *COLUMNS]], {}
@@ -194,7 +194,7 @@ def print_families(gains: dict[str, Row]) -> None:
 
 
 def print_spread(gains: dict[str, dict[Any, list[float]]], top1: Row) -> None:
-    """Exploratory: how much gains differ between students of one teacher, and between teachers of one family."""
+    """Prints how much gains differ between students of one teacher, and teachers of one family (exploratory)."""
     lines = [["standard deviation between", *STUDENTS], ["seeds of a student"], ["teachers of a family"]]
     lines.append(["the same, teachers of 95 % and more"])
     for column in STUDENTS:
@@ -211,7 +211,7 @@ def print_spread(gains: dict[str, dict[Any, list[float]]], top1: Row) -> None:
 
 
 def read_agreement() -> dict[str, Row]:
-    """What `eval.py agreement` printed of the last block, by measure and teacher: means over the students' seeds."""
+    """Reads what `eval.py agreement` printed for the last block: means over student seeds, by measure and teacher."""
     found = {}
     for line in (HERE / "agreement.txt").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
@@ -219,21 +219,21 @@ def read_agreement() -> dict[str, Row]:
             teacher = title[1], title[2] or "0"
         elif cells[:1] == ["block"]:
             names = cells[1:]
-        elif cells[:1] == ["3"]:  # the last one
+        elif cells[:1] == ["3"]:  # Block 3 is the last one.
             for name, cell in zip(names, cells[1:], strict=True):
-                sides = cell.split(" > ")  # the teacher's and the student's, or one number of both
+                sides = cell.split(" > ")  # Teacher and student have a value each, or share one.
                 for side, value in zip(("teacher's ", "student's ") if len(sides) > 1 else ("",), sides, strict=True):
                     found.setdefault(side + name, {}).setdefault(teacher, []).append(float(value))
     return means_of(found)
 
 
 def print_explanation(distill: Row, without: Row, measures: dict[str, Row]) -> None:
-    """How the maps of the last block, and the teacher's own top-1, go with what a distilled standard student gains."""
+    """Prints how the last block's maps and the teacher's top-1 correlate with a standard student's distilling gain."""
     with_it = [teacher for teacher in distill if has(teacher[0], "layerscale")]
     without_it = [teacher for teacher in distill if not has(teacher[0], "layerscale")]
     lines = [["measure", "39 teachers", "18 with LayerScale", "21 without"]]
     for name, values in measures.items():
-        if len(set(values.values())) > 30:  # of 39: not of parts that many teachers lack
+        if len(set(values.values())) > 30:  # This skips parts that many of the 39 teachers lack.
             line = [name]
             for group in list(distill), with_it, without_it:
                 found, p = rank_correlation(ranks(values[who] for who in group), ranks(distill[who] for who in group))
@@ -253,7 +253,7 @@ def print_explanation(distill: Row, without: Row, measures: dict[str, Row]) -> N
 
 
 def print_layerscale(gains: dict[str, Row], top1: Row) -> None:
-    """Exploratory: families with LayerScale and without, by the gains of a standard student."""
+    """Prints a standard student's gains in families with and without LayerScale (exploratory)."""
     lines = [["teachers", "", "6 families with LayerScale", "7 without", "p"]]
     for label, lowest in ("all", 0), ("95 % and more", 95):
         for method in METHODS:
@@ -268,7 +268,7 @@ def print_layerscale(gains: dict[str, Row], top1: Row) -> None:
 
 
 def print_more_teachers(gains: dict[str, Row]) -> None:
-    """H6: eight more teachers of two networks that differ in LayerScale alone."""
+    """Prints H6: eight more teachers of each of two networks that differ only in LayerScale."""
     lines, differences, ps = [["H6", "8 teachers with LayerScale (DINOv2)", "8 without (DeiT)", "p"]], [], []
     for method in METHODS:
         sides, cells = [], []
@@ -308,7 +308,7 @@ SIZES = (FEW, 5000, 20_000, MANY)
 
 
 def part_2() -> None:
-    """Gains by number of training images, and what follows."""
+    """Prints gains by number of training images, and what follows from them."""
     runs = read("real.csv")
     gains = gains_of(runs, images_of)
     noise = max(max(each) - min(each) for row in gains.values() for each in row.values())
@@ -326,7 +326,7 @@ def part_2() -> None:
 
 
 def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
-    changes, lowest, crossed, rises, learnt = [], [], [], [], []  # by method
+    changes, lowest, crossed, rises, learnt = [], [], [], [], []  # All are indexed by method.
     for method in METHODS:
         standard, native, untrained = (gains[f"{student} {method}"] for student in ("standard", "native", "untrained"))
         changes.append([gain[MANY] - gain[FEW] for gain in (standard, native)])
@@ -343,16 +343,16 @@ def print_real_hypotheses(gains: dict[str, Row], noise: float) -> None:
     print_aligned(
         [
             ["", "gains in points, distilling; copying", "found", ""],
-            ["R1", "at 60,000 less at 1,000: standard, native", points(changes), shrinks],
+            ["R1", "at 60,000 minus at 1,000: standard, native", points(changes), shrinks],
             ["R2", "the lowest of a standard student", points(lowest), fails],
-            ["R3", "native less standard, at 1,000 and 60,000", points(rises), turns],
-            ["R4", "trained less untrained, at the four sizes", points(learnt), is_learnt],
+            ["R3", "native minus standard, at 1,000 and 60,000", points(rises), turns],
+            ["R4", "trained minus untrained, at the four sizes", points(learnt), is_learnt],
         ]
     )
 
 
 def print_over_native(gains: dict[str, Row]) -> None:
-    """Exploratory: what a native student gains over a native one without a teacher."""
+    """Prints what a native student gains over a native student without a teacher (exploratory)."""
     lines = [["images", "native copy", "native distill"]]
     for images in SIZES:
         baseline = gains["native baseline"][images]
@@ -363,15 +363,15 @@ def print_over_native(gains: dict[str, Row]) -> None:
 
 
 def print_looks(runs: list[dict[str, str]]) -> None:
-    """Exploratory: top-1 of seed 0, by number of steps, and with a LayerScale that begins at 1."""
-    few, more, many = {}, {}, {}  # top-1 by column
+    """Prints top-1 for seed 0, by number of steps, and with a LayerScale that starts at 1 (exploratory)."""
+    few, more, many = {}, {}, {}  # Each holds top-1 by column.
     for line in runs:
         if line["seed"] == "0" and images_of(line) in (FEW, MANY):
             row = few if images_of(line) == FEW else many
             row[column_of(line)] = line["top1"]
     for line in read("steps.csv"):
         more[column_of(line)] = line["top1"]
-    for line in read("layerscale.csv"):  # native students
+    for line in read("layerscale.csv"):  # These students are all native.
         row = few if images_of(line) == FEW else many
         row[f"from 1: {line['method'] or line['mode']}"] = line["top1"]
     rows = {"1,000 images, 336 steps": few, "1,000 images, 1,008 steps": more, "60,000 images, 938 steps": many}
