@@ -1,15 +1,15 @@
-"""This script shows what a trained student is worth, in numbers, tables and pictures.
+"""Evaluates trained students with numbers, tables and pictures.
 
-    python eval.py accuracy runs/deit_nano-matching-distill-seed0     # on the run's own validation images
-    python eval.py table runs --figure gains.png                      # gains over the baseline by teacher
-    python eval.py agreement runs/...                                 # do the student's maps match the teacher's?
-    python eval.py view runs/... --out view.html                      # where both look, as a page for the browser
-    python eval.py maps runs/... --figure maps.png                    # the same of one token, as a picture
-    python eval.py curves runs/... --figure curves.png                # loss and accuracy by epoch
-    python eval.py speed                                              # what a step of attention transfer costs
-    python eval.py speed --data my_photos                             # how fast one process prepares their images
+    python eval.py accuracy runs/deit_nano-matching-distill-seed0     # Scores a student on its run's held-out images.
+    python eval.py table runs --figure gains.png                      # Prints the gains over the baseline by teacher.
+    python eval.py agreement runs/...                                 # Compares the student's maps with the teacher's.
+    python eval.py view runs/... --out view.html                      # Writes a page that shows where both look.
+    python eval.py maps runs/... --figure maps.png                    # Draws the same for one token.
+    python eval.py curves runs/... --figure curves.png                # Draws loss and accuracy by epoch.
+    python eval.py speed                                              # Times a step of attention transfer.
+    python eval.py speed --data my_photos                             # Times the preparation of these images.
 
-This file is for reference. The way in from Python is `load_student(folder) -> ViT`.
+This file is for reference. From Python, begin with `load_student(folder) -> ViT`.
 """
 
 import itertools
@@ -43,7 +43,7 @@ from transfer import AttentionTransfer, StudentAlone, choose_blocks, in_float32,
 
 
 def load_student(folder: str | Path, ema: bool = False) -> ViT:
-    """Opens the student of a finished run, in eval mode, or with `ema` the moving average of its weights.
+    """Loads the student of a finished run, in eval mode. With `ema`, it has the moving average of its weights.
 
     A student that learnt by copying is of no use alone: `train.build_model` joins it with its teacher.
     """
@@ -52,7 +52,7 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
     runs.read_result(folder)  # This raises if the run is not finished.
     if not path.is_file():
         raise UserError(
-            f"{folder} kept no moving average of its weights; leave --ema out, or train it --fresh with --ema"
+            f"{folder} kept no moving average of its weights; leave out --ema, or train it again with --fresh and --ema"
         )
     check_name(path)
     try:
@@ -64,11 +64,11 @@ def load_student(folder: str | Path, ema: bool = False) -> ViT:
 
 
 def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
-    """Opens a run: its settings, with what the command line gives, its student, and its teacher or None."""
+    """Opens a run: returns its settings, as changed by the command line, its student, and its teacher or None."""
     config = runs.read_config(folder)
     known = config["made_of"].get("teacher_weights")
     if config["settings"]["method"] == "copy":
-        runs.read_true_config(folder)  # In an exercise, such a student reads with other maps than its teacher's.
+        runs.read_true_config(folder)  # In an exercise, such a student reads with maps that are not its teacher's.
     student = load_student(folder, args.ema).to(args.device)
     given = {name: value for name, value in vars(args).items() if value and name in ("weights", "data_root", "amp")}
     settings, teacher = replace(runs.read_settings(folder, Settings), **given), None
@@ -81,13 +81,13 @@ def open_run(folder: str, args: Namespace, with_teacher: bool = False) -> tuple:
     return settings, student, teacher
 
 
-# ---- Accuracy, on the run's own validation images or on others -------------------------------------------------------
+# ---- Accuracy, on the run's own held-out images or on others ---------------------------------------------------------
 
-# These sets of class folders are at these places below --data-root, as their archives unpack.
+# These data sets consist of class folders. Their archives unpack to these paths below --data-root.
 FOLDERS = {
     "imagenet": "imagenet/val",
-    "imagenet_a": "imagenet-a",  # It has natural images that are often mistaken, of 200 classes (arXiv 1907.07174).
-    "imagenet_r": "imagenet-r",  # It has renditions, of 200 classes (arXiv 2006.16241).
+    "imagenet_a": "imagenet-a",  # It has natural images of 200 classes that models often mistake (arXiv 1907.07174).
+    "imagenet_r": "imagenet-r",  # It has renditions of 200 classes (arXiv 2006.16241).
     "imagenet_sketch": "sketch",  # arXiv 1905.13549 describes it.
     "imagenet_v2": "imagenetv2-matched-frequency-format-val",  # arXiv 1902.10811 describes it.
 }
@@ -95,14 +95,14 @@ ROW = "{:50} {:20} {top1:6.2f} {top5:6.2f} {n:7d} {images_per_s:8.0f}"
 
 
 def accuracy(args: Namespace) -> None:
-    """Prints a row for each run and data set."""
+    """Prints a row with top-1 and top-5 accuracy for each run and data set."""
     print(f"{'run':50} {'data':20}  top-1  top-5       n images/s")
     for folder in map(Path, args.runs):
-        tables.result_of(folder)  # This raises where a table could not have the run either.
-        student = teacher = model = None  # The models of the run before leave memory.
+        tables.result_of(folder)  # This refuses a run that a table would skip.
+        student = teacher = model = None  # This frees the models of the previous run.
         settings, student, teacher = open_run(folder, args)
         model, known = build_model(settings, student, teacher), runs.read_config(folder)["classes"]
-        autocast, _ = mixed_precision(settings.amp, args.device)  # With the run's precision its figure comes out again.
+        autocast, _ = mixed_precision(settings.amp, args.device)  # The run's own precision reproduces its accuracy.
         batch_size = args.batch_size or min(256, settings.batch_size)
         workers = min(settings.workers, spare_cores()) if args.workers is None else args.workers
         names = [data.one_name(name, sorted({*data.DATASETS, *FOLDERS})) for name in args.data or ()]
@@ -118,16 +118,16 @@ CHANGED = " (the run's images have changed since; some may be training images)"
 
 
 def warning(folder: Path, settings: Settings, scored: data.Images) -> str:
-    """Says if the student has learnt from some of the images that it is scored on, or if nobody can tell."""
+    """Returns a warning if the student was trained on some of the scored images, or if this is unknown."""
     if settings.data in data.MADE:
-        # Their held-out images are published. Only in a folder of their own files may there be others of theirs.
+        # Their held-out images are published. Only a folder of their own files can hold their training images.
         files = data.SOURCES[settings.data].files.partition("{")[0] if settings.data in data.SOURCES else ""
         if not files or not scored.split.root.startswith(str(Path(settings.data_root, files))):
             return ""
     try:
         now = build_data(settings)
     except UserError:
-        return " (the images of the training are gone, and may be among these)"
+        return " (the training images are gone, and some may be among these)"
     made_of = runs.read_config(folder)["made_of"]
     changed = any(made_of[name] != value for name, value in data.fingerprints(now).items())
     count = data.seen_before(scored.split, now.train.split)
@@ -135,9 +135,9 @@ def warning(folder: Path, settings: Settings, scored: data.Images) -> str:
 
 
 def evaluation_set(settings: Settings, known: list, name: str) -> tuple[Dataset, list]:
-    """Opens a data set as the run would see it, and says which of the student's classes, `known`, its labels are.
+    """Opens a data set as the run would see it. Returns it, with the index of each of its classes in `known`.
 
-    ImageNet-A and -R have 200 of the 1,000 classes: the student is asked only among these.
+    `known` lists the student's classes. ImageNet-A and -R have 200 of the 1,000: the student chooses only among these.
     """
     if name in (settings.data, "matching", *data.SOURCES):
         _, dataset, classes = build_data(replace(settings, data=name, train_images=None))
@@ -151,16 +151,16 @@ def evaluation_set(settings: Settings, known: list, name: str) -> tuple[Dataset,
     strange = [word for word in classes if word not in known]
     if strange:
         problem = f"{len(strange)} of the {len(classes)} classes of {name}, such as '{strange[0]}', are not among those"
-        raise UserError(f"{problem} that the student learnt, such as '{known[0]}'; choose data of the same classes")
+        raise UserError(f"{problem} that the student learnt, such as '{known[0]}'; choose data with the same classes")
     return dataset, [known.index(word) for word in classes]
 
 
 def class_folder(name: str, root: str) -> Path:
-    """Finds the class folders of a set below the root, or those of a folder of images, in its val/ if it has one."""
+    """Finds the class folders of a data set below the root, or of a folder of images (in its val/ if it has one)."""
     if name in FOLDERS:
         place = Path(root, FOLDERS[name])
         if not place.is_dir():
-            raise UserError(f"{name} is not there; put its class folders into {place}, or say where with --data-root")
+            raise UserError(f"{name} is not there; put its class folders into {place}, or set --data-root")
         return place
     folder = data.find_folder(name, root)
     splits = data.splits_of(folder)
@@ -172,10 +172,10 @@ def class_folder(name: str, root: str) -> Path:
 
 @torch.inference_mode()
 def both_maps(settings: Settings, student: ViT, teacher: ViT, images: Tensor) -> tuple[list, list]:
-    """Returns the maps of teacher and student by block, each (B, H, N, N) among the student's tokens.
+    """Returns the maps of teacher and student by block, each (B, H, N, N) over the student's tokens.
 
-    The student's maps are those that it reads with: where a run copies, they are the teacher's. Both models compute in
-    the run's precision, and the maps are made of their q and k in float32.
+    The student's maps are those that it reads with: in a run that copies, these are the teacher's. Both models compute
+    in the run's precision, and the maps are computed from their q and k in float32.
     """
     handed, seen = None, []
     autocast, _ = mixed_precision(settings.amp, images.device)
@@ -209,7 +209,7 @@ def titles_of(args: Namespace, settings: Settings) -> list:
 
 
 def chosen_image(args: Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Returns the image of --image, or else the first validation image, as a batch for models and from 0 to 1."""
+    """Returns the image of --image, or the first held-out image: as a batch for models, and with values from 0 to 1."""
     normalisation = find_teacher(settings.teacher).normalisation
     if args.image:
         view = data.plain_view(settings.data, settings.img_size)
@@ -221,21 +221,21 @@ def chosen_image(args: Namespace, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def chosen_patch(text: str | None, config: ViTConfig) -> tuple | None:
-    """Returns the (row, column) of the patch that looks, or None for the class token.
+    """Returns the (row, column) of the chosen patch, or None for the class token.
 
-    If none is named and there is no class token, the patch in the middle looks.
+    By default this is the class token, or the middle patch if there is no class token.
     """
     if text is None:
         return None if config.class_token else (config.grid // 2, config.grid // 2)
     patch = tuple(map(int, re.findall(r"\d+", text)))
     if not re.fullmatch(r"\d+,\d+", text) or max(patch) >= config.grid:
         last = config.grid - 1
-        raise UserError(f"--patch {text} is not the ROW,COLUMN of a patch, which go from 0,0 to {last},{last}")
+        raise UserError(f"--patch {text} is not the ROW,COLUMN of a patch; these go from 0,0 to {last},{last}")
     return patch
 
 
 def view(args: Namespace) -> None:
-    """Writes a page for the browser: where each token looks, in every block and head, and who looks at it."""
+    """Writes a page for the browser: where each token looks, and which tokens look at it, in every block and head."""
     if bool(args.run) == bool(args.teacher):
         raise UserError("name a run, or a teacher alone with --teacher")
     if args.run:
@@ -252,8 +252,8 @@ def view(args: Namespace) -> None:
     config = teacher.config if student is None else student.config
     blocks = choose_blocks(args.blocks, config.depth)
     titles = titles_of(args, settings)
-    rows = len(titles) * (config.heads + 1) * (config.prefix + config.grid**2)  # The mean of a block is a map, too.
-    a_row = config.grid**2 + 4 * (len(TOLD) + config.prefix)  # Patches have bytes, and the rest is in float32.
+    rows = len(titles) * (config.heads + 1) * (config.prefix + config.grid**2)  # The mean over heads is a map, too.
+    a_row = config.grid**2 + 4 * (len(TOLD) + config.prefix)  # Patches take a byte each, and the rest is in float32.
     pictures.check_page_size(rows * a_row, blocks)
 
     pages = {}
@@ -268,7 +268,7 @@ def view(args: Namespace) -> None:
     pictures.write_page(picture, pages, prefix, blocks, TOLD, args.out)
 
 
-# The page tells these numbers of a token and its row of a map, in these units.
+# The page reports these numbers for a token and its row of a map, in these units.
 TOLD = {
     "largest share that it gives to one patch": "%",
     "largest share that one patch gives to it": "%",
@@ -283,7 +283,7 @@ TOLD = {
 
 @torch.inference_mode()
 def told_of(maps: Tensor, theirs: Tensor, config: ViTConfig) -> Tensor:
-    """Computes the numbers of TOLD, (..., N, 8), of maps (..., N, N); NaN is for what is not there."""
+    """Computes the numbers of TOLD, (..., N, 8), for maps (..., N, N). A number that does not exist is NaN."""
     first = int(config.class_token)
     numbers = (
         maps[..., config.prefix :].amax(-1),
@@ -298,7 +298,7 @@ def told_of(maps: Tensor, theirs: Tensor, config: ViTConfig) -> Tensor:
     return torch.stack(numbers, -1)
 
 
-# The measures of transfer.py have these units. The first two are between teacher and student, the others of each.
+# The measures of transfer.py have these units. The first two compare teacher and student, the others describe each.
 UNITS = {
     "kl": "nats",
     "js": "nats",
@@ -311,7 +311,7 @@ UNITS = {
 
 
 def agreement(args: Namespace) -> None:
-    """Prints, and draws with --figure, the measures of transfer.py by block, over the first 64 validation images."""
+    """Prints the measures of transfer.py by block, over the first 64 held-out images; --figure draws them."""
     settings, student, teacher = open_run(args.run, args, with_teacher=True)
     dataset, found = build_data(settings).val, Counter()
     count = min(64, len(dataset))
@@ -342,8 +342,8 @@ def agreement(args: Namespace) -> None:
 
 
 def table(args: Namespace) -> None:
-    """Prints what all finished runs below a folder gained over their baselines; draws it, lists the runs with --csv."""
-    results = {}  # These are lines of the CSV file by result.
+    """Prints the gain over the baseline of all finished runs below a folder; --figure draws it, --csv lists runs."""
+    results = {}  # This maps each result to its line in the CSV file.
     for path in sorted(Path(args.folder).rglob("config.json")):
         try:
             result = tables.result_of(path.parent)
@@ -351,7 +351,7 @@ def table(args: Namespace) -> None:
                 raise UserError(f"{path.parent} has the settings of another run")
             results[result] = tables.line_of(path.parent, result)
         except UserError as error:
-            print(f"left out: {error}")
+            print(f"skipped: {error}")
     found = tables.compare(list(results))
     tables.print_tables(found)
     if args.csv:
@@ -369,8 +369,8 @@ def curves(args: Namespace) -> None:
             epoch, transfer_loss = line["epoch"], line["transfer_loss"]
             pictures.add_point(panels, "classification loss", name, epoch, line["loss"] - weight * transfer_loss)
             pictures.add_point(panels, "transfer loss", name, epoch, transfer_loss)
-            if "val_top1" in line:  # Not every epoch is validated.
-                pictures.add_point(panels, "top-1, validation (%)", name, epoch, line["val_top1"])
+            if "val_top1" in line:  # Not every epoch ends with a validation.
+                pictures.add_point(panels, "top-1, held-out images (%)", name, epoch, line["val_top1"])
     pictures.draw_lines(panels, "epoch", args.figure)
 
 
@@ -378,10 +378,10 @@ def curves(args: Namespace) -> None:
 
 
 def speed(args: Namespace) -> None:
-    """Prints what a step of copying and of distillation takes, as a ratio to a step without a teacher.
+    """Prints the time that a step of copying or distillation takes, relative to a step without a teacher.
 
-    The variants take turns, and a ratio is the median of those within one round, so that what else the machine does
-    slows all of them. With --data, it prints how many images of that set one process prepares in a second instead.
+    The variants take turns, and ratios are taken within each round, so that other programs slow all variants. Medians
+    are printed. With --data, it prints instead how many images of that data set one process prepares per second.
     """
     device, size = args.device, args.img_size or find_teacher(args.teacher).img_size
     if args.data:
@@ -413,35 +413,35 @@ def speed(args: Namespace) -> None:
             (F.cross_entropy(logits.float(), labels) + 3 * transfer_loss).backward()
             student.zero_grad()
             if on_cuda:
-                torch.cuda.synchronize(device)  # A GPU works on after Python has gone on.
+                torch.cuda.synchronize(device)  # Without this, Python does not wait for the GPU.
                 memory[name] = f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f}"
             seconds.append(time.perf_counter() - start)
         rounds.append(seconds)
-    seconds = torch.tensor(rounds[1:])  # The first round warms up.
+    seconds = torch.tensor(rounds[1:])  # The first round is a warm-up.
     ratios = seconds / seconds[:, :1]
     lines = [["", "step, s", "ratio", "peak MB"]]
     for name, step, ratio in zip(variants, seconds.median(0).values, ratios.median(0).values, strict=True):
         lines.append([name, f"{step:.3f}", f"{ratio:.2f}", memory[name]])
     tables.print_aligned(lines)
-    print("forward and backward pass, medians of 11 rounds; a ratio is the median of those within a round")
+    print("forward and backward pass, medians over 11 rounds; ratios are taken within each round")
 
 
 def feeding(names: list[str], root: str, size: int, normalisation: tuple) -> None:
-    """Prints how many images of each data set a process reads, decodes and augments in a second, with one thread."""
-    torch.set_num_threads(1)  # A loader's worker has one, too.
+    """Prints how many images of each data set a process reads, decodes and augments per second, with one thread."""
+    torch.set_num_threads(1)  # A loader's worker has one thread, too.
     for name in names:
         if name == "matching":
-            raise UserError("the images of matching are made before the training; name another data set")
+            raise UserError("the images of matching are made before training; name another data set")
         images = data.load_data(data.one_name(name), root, size, normalisation).train
         rates = []
-        for seeds in (range(len(images)), [None] * len(images)):  # Without a seed, an image is as evaluation sees it.
+        for seeds in (range(len(images)), [None] * len(images)):  # Without a seed, images are as in evaluation.
             items = itertools.cycle(enumerate(seeds))
             done, start = 0, time.perf_counter()
             while time.perf_counter() - start < 3:
                 images.read(next(items))
                 done += 1
             rates.append(done / (time.perf_counter() - start))
-        figures = f"{rates[0]:.0f} training images a second, {rates[1]:.0f} to test"
+        figures = f"{rates[0]:.0f} training images a second, {rates[1]:.0f} for evaluation"
         print(f"{name}, {size} px: one process prepares {figures}")
 
 
@@ -449,38 +449,38 @@ def feeding(names: list[str], root: str, size: int, normalisation: tuple) -> Non
 
 
 FLAGS = {
-    "runs": dict(nargs="+", metavar="RUN", help="A folder that train.py made."),
-    "run": dict(metavar="RUN", help="A folder that train.py made."),
-    "folder": dict(metavar="DIR", help="The folder of the runs' folders."),
+    "runs": dict(nargs="+", metavar="RUN", help="The folder of a run, made by train.py."),
+    "run": dict(metavar="RUN", help="The folder of a run, made by train.py."),
+    "folder": dict(metavar="DIR", help="The folder that holds the runs."),
     "teacher": dict(nargs="?", default="deit_s", metavar="TEACHER", help="A teacher (default: deit_s)."),
     "--data": dict(
-        nargs="+", help=f"Other sets: {', '.join(FOLDERS)}, or as in train.py (speed: how fast they are fed)."
+        nargs="+", help=f"Data sets to score on (speed: to prepare): {', '.join(FOLDERS)}, or as in train.py."
     ),
     "--data-root": dict(metavar="DIR", help="Data sets are kept in this folder (default: the run's)."),
-    "--ema": dict(action="store_true", help="Take the moving average of the weights, if the run kept one."),
+    "--ema": dict(action="store_true", help="Use the moving average of the weights, if the run kept one."),
     "--weights": dict(metavar="PATH", help="The file of the teacher's weights (default: the run's)."),
-    "--teacher": dict(help="A teacher alone, in the place of a run."),
-    "--blocks": dict(help="Which blocks are shown, as in train.py (default: all)."),
+    "--teacher": dict(help="A teacher to show alone, instead of a run."),
+    "--blocks": dict(help="The blocks to show, given as in train.py (default: all)."),
     "--out": dict(metavar="FILE", help="The page is written to this file, such as view.html."),
     "--figure": dict(metavar="FILE", help="A picture is drawn to this file: .png, .svg or .pdf."),
-    "--csv": dict(metavar="FILE", help="The runs are written to this file, one a line."),
-    "--image": dict(metavar="IMG", help="The file of an image (default: the first validation image)."),
+    "--csv": dict(metavar="FILE", help="The runs are written to this file, one per line."),
+    "--image": dict(metavar="IMG", help="An image file (default: the first held-out image)."),
     "--patch": dict(
-        metavar="ROW,COLUMN", help="The patch that looks, from 0,0 (default: the class token, or the middle)."
+        metavar="ROW,COLUMN", help="The patch to show, counted from 0,0 (default: the class token, or the middle)."
     ),
     "--img-size": dict(type=number_from(int, 1), metavar="PX", help="The images' side (default: the teacher's)."),
     "--batch-size": dict(
         type=number_from(int, 1),
         metavar="N",
-        help="The images in a batch (default: as in training; for speed 16, on CUDA 128).",
+        help="The number of images per batch (default: as in training; for speed 16, on CUDA 128).",
     ),
     "--amp": dict(choices=("auto", "bf16", "fp16", "off"), help="The precision (default: the run's)."),
     "--compile": dict(action="store_true", help="Compile the student."),
     "--workers": dict(type=number_from(int, 0), metavar="N", help="N processes decode images (default: the run's)."),
     "--device": dict(default="auto", help="The device: auto, cpu, cuda, cuda:1 (default: auto)."),
 }
-# Each sub-command has these arguments. Its name and help are those of its function. A flag with a ! is needed, and an
-# argument with a ? may be left out.
+# Each subcommand has these arguments. Its name and help are those of its function. A flag with ! is required, and an
+# argument with ? is optional.
 ACTIONS = {
     accuracy: "runs --data --data-root --ema --weights --batch-size --amp --workers --device",
     table: "folder --csv --figure",
@@ -509,7 +509,7 @@ def main() -> None:
     args = parse_arguments()
     args.processes = Processes(getattr(args, "device", "cpu"))
     args.device = args.processes.device
-    with redirect_stdout(sys.stdout if args.processes.main else None):  # One process speaks for all.
+    with redirect_stdout(sys.stdout if args.processes.main else None):  # Only the main process prints.
         args.action(args)
 
 

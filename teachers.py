@@ -1,16 +1,16 @@
-"""This file is the registry of the teachers, which are pretrained ViTs, and loads their published weights exactly.
+"""Registers the teachers, which are pretrained ViTs, and loads their published weights exactly.
 
-    python teachers.py                    # This prints the table of all teachers.
-    python teachers.py eva02_s dinov2_b   # This downloads these two and checks them.
-    python teachers.py model.safetensors  # This says which teachers' weights a file holds.
+    python teachers.py                    # Prints the table of all teachers.
+    python teachers.py eva02_s dinov2_b   # Downloads these two and checks them.
+    python teachers.py model.safetensors  # Says which teachers' weights a file holds.
 
-This file is for reference: train.py and eval.py ask it for a teacher by name. Look first at one entry of `TEACHERS`: it
-has an architecture that model.py can build, and the address of a file. Then look at `LAYOUTS`, which tell what files
-call the parts of a ViT. A file is read whole or refused: each of its tensors is used, or is on the list of unwanted
-ones.
+This file is for reference: train.py and eval.py ask it for a teacher by name. First look at one entry of `TEACHERS`: it
+has an architecture that model.py can build, and the URL of a file. Then look at `LAYOUTS`, which list the names that
+files use for the parts of a ViT. A file is read whole or refused: each of its tensors must be used, or be on the list
+of unwanted ones.
 
-The teachers named `<family>_nano` need no download. They have the native components of their family in a small model,
-and are pretrained here, on the data set `matching`, when they are first asked for.
+The teachers named `<family>_nano` need no download. They are small models with the native components of their family.
+Each is pretrained here, on the data set `matching`, when it is first needed.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from support.weights import address, cache_path, download, in_hub_cache, is_safe
 
 # ---- The registry: families ------------------------------------------------------------------------------------------
 
-# Each of these holds the mean and the standard deviation of the input by channel, for images from 0 to 1.
+# Each of these holds the mean and the standard deviation of the input by channel, for pixel values from 0 to 1.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -53,13 +53,13 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 
 @dataclass(frozen=True)
 class Family:
-    """A family holds what its teachers share."""
+    """What all teachers of a family share."""
 
     title: str
     licence: str
     normalisation: tuple = IMAGENET
-    finding: str = ""  # If it is known, this says what transfer to a standard student does (arXiv 2605.07191).
-    img_size: int | None = None  # The papers used the teachers at this size in pixels, if not at their own.
+    finding: str = ""  # This says whether transfer to a standard student works, if known (arXiv 2605.07191).
+    img_size: int | None = None  # The papers used this size in pixels, where it is not the teachers' own.
 
 
 FAMILIES = {
@@ -80,7 +80,7 @@ FAMILIES = {
     "dinov2_reg": Family("DINOv2 with registers", "Apache-2.0", finding="fails", img_size=224),
     "dinov3": Family("DINOv3", "DINOv3"),
     "eva02": Family("EVA-02", "MIT", OPENAI),
-    "qknorm": Family("ViT with qk-norm", ""),  # No published teacher has it.
+    "qknorm": Family("ViT with qk-norm", ""),  # No published teacher has qk-norm.
 }
 
 # Each family adds these components to the standard ViT. They are fields of `ViTConfig`.
@@ -105,21 +105,21 @@ NATIVE = {
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher is an entry of the registry."""
+    """An entry of the registry."""
 
     family: str
     config: ViTConfig
     url: str = ""  # This is the address of the published file. A nano teacher has none.
-    title: str = ""  # A teacher without a title of its own has the family's.
+    title: str = ""  # A teacher without a title has that of its family.
 
     @property
     def normalisation(self) -> tuple:
-        """Returns the mean and the standard deviation of the input by channel, for images from 0 to 1."""
+        """The mean and the standard deviation of the input by channel, for pixel values from 0 to 1."""
         return FAMILIES[self.family].normalisation if self.url else HALF
 
     @property
     def img_size(self) -> int:
-        """Returns the image size in pixels at which train.py and eval.py use the teacher."""
+        """The image size in pixels at which train.py and eval.py use the teacher."""
         return (self.url and FAMILIES[self.family].img_size) or self.config.img_size
 
 
@@ -130,7 +130,7 @@ BEITV2 = "https://github.com/addf400/files/releases/download/BEiT-v2"
 
 
 def entry(family: str, size: str, source: str, title: str = "", **shape) -> Teacher:
-    """Makes an entry of the registry. `source` is timm's repository on the hub, or the address of the authors' file."""
+    """Makes an entry of the registry. `source` is timm's repository on the hub, or the URL of the authors' file."""
     if not source.startswith("https:"):
         file = "open_clip_model" if family == "clip" else "model"
         source = f"https://huggingface.co/timm/{source}/resolve/main/{file}.safetensors"
@@ -190,26 +190,26 @@ TEACHERS = {
 
 
 def nano(family: str) -> Teacher:
-    """Makes the entry of a family's nano teacher, a small model that has the family's native components."""
+    """Makes the entry of a family's nano teacher, a small model with the family's native components."""
     native = NATIVE.get(family, {})
     config = ViTConfig(img_size=32, patch_size=8, dim=64, depth=4, heads=4, num_classes=len(SHAPES), **native)
     return Teacher(family, replace(config, pool="token" if config.class_token else "avg"))
 
 
 # Some nano teachers are the same network: DeiT, AugReg, DINO, iBOT and MSN have no native component, and MoCo v3 has
-# that of MAE.
+# the same one as MAE.
 TEACHERS |= {f"{family}_nano": nano(family) for family in FAMILIES}
 
 
 def find_teacher(name: str) -> Teacher:
-    """Returns the entry of that name. If there is none, it raises a `UserError` with the nearest names."""
+    """Returns the entry with this name. Raises a `UserError` with the most similar names if there is none."""
     if name not in TEACHERS:
         raise unknown("teacher", name, TEACHERS)
     return TEACHERS[name]
 
 
 def place_of(name: str) -> tuple[str, list]:
-    """Returns the title of a teacher's family, and the numbers of the family and of the teacher in the registry."""
+    """Returns the title of a teacher's family, and the indices of the family and the teacher in the registry."""
     family = find_teacher(name).family
     return FAMILIES[family].title, [list(FAMILIES).index(family), list(TEACHERS).index(name)]
 
@@ -217,10 +217,10 @@ def place_of(name: str) -> tuple[str, list]:
 def student_config(
     name: str, components: str = "standard", num_classes: int = 1000, img_size: int | None = None
 ) -> ViTConfig:
-    """Returns the config of a student: it has the teacher's size and patches, and the native components asked for.
+    """Returns the config of a student: it has the teacher's size and patches, and the chosen native components.
 
-    `components` is "standard" for none of them, "native" for all that the teacher has, or their names with commas
-    between them. Students of published teachers average the patches (arXiv 2411.09702). Students of nano teachers read
+    `components` is "standard" for none, "native" for all that the teacher has, or a comma-separated list of names.
+    Students of published teachers classify by the mean over patches (arXiv 2411.09702), and those of nano teachers by
     the class token if there is one.
     """
     teacher = find_teacher(name)
@@ -233,7 +233,7 @@ def student_config(
         if component not in owned:
             raise UserError(f"teacher {name} has no {component}; it has {', '.join(owned) or 'no native component'}")
 
-    # A component that is not asked for is as in the standard ViT.
+    # A component that was not chosen is as in the standard ViT.
     left_out = set(COMPONENTS).difference(chosen)
     if "swiglu" not in chosen:
         left_out.add("mlp_ratio")
@@ -245,7 +245,7 @@ def student_config(
 
 
 def name_components(name: str, components: str) -> str:
-    """Returns the one text for such a student's components: equal lists have the same, and all of them are "native"."""
+    """Returns the one spelling of a student's components: equal lists have the same, and a full list is "native"."""
     if components in ("standard", "native"):
         return components
     asked = student_config(name, components)
@@ -257,30 +257,30 @@ def name_components(name: str, components: str) -> str:
 
 # ---- From a published file's names to ours ---------------------------------------------------------------------------
 #
-# The same network is published under several sets of names. A layout holds one of them as patterns, so that one sees
-# what it calls the parts of a ViT. What is more than a name is done by a function below. What is in our form already
-# stays, so it does no harm to convert tensors twice.
+# The same network is published with several sets of names. A layout holds one set as patterns, which show the names
+# that it uses for the parts of a ViT. The functions below change more than names. Tensors already in our form stay as
+# they are, so converting twice is harmless.
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout is what files of one origin call the parts of a ViT."""
+    """The names that files of one origin use for the parts of a ViT."""
 
     title: str
-    kernel: str  # This pattern is the name of the kernel that makes tokens of patches. It tells the layout of a file.
+    kernel: str  # This pattern matches the name of the patch embedding's kernel, which identifies the layout.
     renames: dict[str, str]  # Each pattern is replaced in all names, in this order.
 
 
 LAYOUTS = (
     Layout(
-        "the layout of timm or of its authors",
+        "the layout of timm or of the authors",
         r"patch_embed\.proj\.weight",
         {
-            r"\.gamma_([12])$": r".ls\1.gamma",  # BEiT, BEiT v2 and DeiT III name LayerScale so.
+            r"\.gamma_([12])$": r".ls\1.gamma",  # BEiT, BEiT v2 and DeiT III use this name for LayerScale.
             r"attn\.relative_position_bias_table$": "attn.rel_pos.relative_position_bias_table",
             r"attn\.([qv])_proj\.bias$": r"attn.\1_bias",
-            r"^(register|storage)_tokens$": "reg_token",  # DINOv2 and DINOv3 name registers so.
-            # The names below are those of EVA-02's authors. DINOv3's gate has them, too.
+            r"^(register|storage)_tokens$": "reg_token",  # DINOv2 and DINOv3 use these names for registers.
+            # EVA-02's authors use the names below. DINOv3's gate has them, too.
             r"\.(inner_attn_ln|ffn_ln)\.": ".norm.",
             r"\.w12\.": ".fc1.",
             r"\.w1\.": ".fc1_g.",
@@ -316,7 +316,7 @@ LAYOUTS = (
             r"^position_embeddings?(\.weight)?$": "pos_embed",
             r"^register_tokens$": "reg_token",
             r"^(encoder\.|model\.)?layers?\.(\d+)\.": r"blocks.\2.",
-            # Files have long names for q, k and v, version 5 has short ones in memory, and CLIP and SigLIP have others.
+            # Files have long names for q, k and v. Version 5 has short ones in memory, and CLIP and SigLIP have others.
             r"\.(attention\.attention|attention|self_attn)\.([qkv])(uery|ey|alue|_proj)\.": r".attn.\2_proj.",
             r"\.attn\.([qkv])_proj\.bias$": r".attn.\1_bias",
             r"\.(attention\.output\.dense|attention\.o_proj|self_attn\.out_proj)\.": ".attn.proj.",
@@ -336,7 +336,7 @@ LAYOUTS = (
         "the layout of BEiT-3's authors",
         r"vision_embed\.proj\.weight",
         {
-            r"\.A\.": ".",  # A is the expert for images, and B that for text.
+            r"\.A\.": ".",  # A is the expert for images, and B is the one for text.
             r"^vision_embed\.proj\.": "patch_embed.proj.",
             r"^vision_embed\.": "",
             r"^encoder\.embed_positions\.weight$": "pos_embed_from_row_2",
@@ -354,18 +354,18 @@ LAYOUTS = (
     ),
 )
 
-# A teacher does not need tensors of these names, if its model has none.
+# Tensors with these names are dropped if the teacher's model has no parameter of the same name.
 UNWANTED = (
-    *("head.*", "fc.*", "pred.*", "proj", "pooler.*"),  # heads
-    *("norm.*", "fc_norm.*"),  # the norm of the mean over patches, which EVA-02 calls norm
-    *("lm_head.*", "cls_pt_*", "mask_token", "masked_embed", "decoder*"),  # what only pretraining used
-    *("*position_ids", "*relative_position_index"),  # constants, which model.py computes
-    *("text_embed.*", "*.B.*"),  # BEiT-3's parts for text
+    *("head.*", "fc.*", "pred.*", "proj", "pooler.*"),  # These are heads.
+    *("norm.*", "fc_norm.*"),  # This norm follows the mean over patches. EVA-02 calls it norm.
+    *("lm_head.*", "cls_pt_*", "mask_token", "masked_embed", "decoder*"),  # Only pretraining uses these.
+    *("*position_ids", "*relative_position_index"),  # These are constants, which model.py computes.
+    *("text_embed.*", "*.B.*"),  # These are BEiT-3's parts for text.
 )
-# These, too, are constants, but in a model without rotary positions they would tell of another network.
+# These are constants, too. If the teacher has no rotary positions, they show that the file is of another network.
 ROPE_CONSTANTS = ("*rope.freqs_*", "rope.pos_embed", "rope_embed.periods")
 
-# Of several models in a file, that one is taken whose prefix has the first of these words.
+# If a file holds several models, the one whose prefix has the earliest of these words is taken.
 PREFERRED = (
     "teacher target_encoder model_ema ema_model ema state_dict_ema ema_state_dict base_encoder model module state_dict "
     "student"
@@ -375,19 +375,19 @@ Tensors = dict[str, Tensor]  # The keys are names.
 
 
 class Published(NamedTuple):
-    """A published file whose tensors have our names."""
+    """The content of a published file, with our names for the tensors of its model."""
 
     layout: Layout
-    prefix: str  # In the file, this stands before the names.
+    prefix: str  # In the file, the names of the model's tensors begin with this.
     tensors: Tensors
-    others: list[str]  # The names of tensors without the prefix, which belong to heads or to other models.
+    others: list[str]  # These tensors have another prefix: they belong to heads or to other models.
 
 
 def recognise(path: Path) -> Published:
     """Reads a file, finds its layout and its model, and gives the model's tensors our names.
 
-    `path` may end in :WORD, which chooses among several models the one that has this word before its names, such as a
-    student beside its teacher.
+    `path` may end in :WORD. If the file holds several models, such as a student and its teacher, this chooses the one
+    with this word in its prefix.
     """
     path, word = split_word(path)
     held = {name: value for name, value in read_tensors(path).items() if isinstance(value, Tensor)}
@@ -395,7 +395,7 @@ def recognise(path: Path) -> Published:
     prefix, layout = find_model(path, word, held)
     beginnings = (prefix,)
     if prefix == "vit." and not any(name.startswith(("vit.encoder.", "vit.layers.", "vit.blocks.")) for name in held):
-        beginnings += ("encoder.layer.",)  # transformers 5 writes the blocks of ViTMSNForImageClassification so.
+        beginnings += ("encoder.layer.",)  # The blocks of ViTMSNForImageClassification have it in transformers 5.
     own = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(beginnings)}
     others = [name for name in held if not name.startswith(beginnings)]
     try:
@@ -405,49 +405,49 @@ def recognise(path: Path) -> Published:
 
 
 def check_plain(path: Path, held: Tensors) -> None:
-    """Raises a `UserError` if a tensor has a name that cannot be printed, or does not hold its numbers as they are."""
+    """Raises a `UserError` if a tensor's name cannot be printed, or if its values are not stored as plain numbers."""
     for name, value in held.items():
         if not name.isprintable():
-            raise UserError(f"{path} is damaged, as it holds names that cannot be printed")
+            raise UserError(f"{path} is damaged: it holds names that cannot be printed")
         is_strange = value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested
-        needs_scale = value.is_floating_point() and value.element_size() == 1  # These are the types of 8 bits.
+        needs_scale = value.is_floating_point() and value.element_size() == 1  # These are the 8-bit types.
         if is_strange or needs_scale:
-            raise UserError(f"{path} holds {name}, which is compressed or empty; take the weights as plain numbers")
+            raise UserError(f"{path} holds {name}, which is compressed or empty; use a file that stores plain numbers")
 
 
 def find_model(path: Path, word: str, held: Tensors) -> tuple[str, Layout]:
-    """Finds a file's layout by the kernel of its patches. What stands before this name stands before all of the model.
+    """Finds a file's layout and prefix by the name of its patch embedding's kernel. All of the model has this prefix.
 
-    If there are several models, it takes one of those with `word` in the prefix, and says on stderr which one it took.
+    If there are several models, it takes one of those with `word` in the prefix, and reports on stderr which one.
     """
     found = {}
     for name, layout in itertools.product(held, LAYOUTS):
         kernel = re.fullmatch(rf"((?:.*\.)?){layout.kernel}", name)
-        if kernel and (held[name].ndim == 2 or held[name].shape[1:2] == (3,)):  # It sees three colours.
+        if kernel and (held[name].ndim == 2 or held[name].shape[1:2] == (3,)):  # It takes three colour channels.
             found[kernel[1]] = layout
     names = textwrap.shorten(", ".join(prefix or "one without a prefix" for prefix in found), 200, placeholder=" ...")
     if not found:
         first = textwrap.shorten(", ".join(list(held)[:3]) or "no tensor", 200, placeholder="...")
-        raise UserError(f"{path} has none of the known layouts, as no kernel of patches is there; it holds {first}")
+        raise UserError(f"{path} has none of the known layouts, as it has no patch embedding; it holds {first}")
     asked = [prefix for prefix in found if word in ("", *prefix.split("."))]
     if not asked:
-        raise UserError(f"{path} holds no model of the name {word}, but {names}")
+        raise UserError(f"{path} holds no model named {word}, but {names}")
 
     def rank(name: str) -> list[bool]:
         return [preferred in name.split(".") for preferred in PREFERRED]
 
-    prefix = max(asked, key=lambda prefix: (rank(prefix), -len(prefix)))  # The outer of two is the model.
+    prefix = max(asked, key=lambda prefix: (rank(prefix), -len(prefix)))  # Of two nested models, the outer is taken.
     for name in held:
         if not word and not name.startswith(prefix) and rank(name.split(".")[0]) > rank(prefix):
             advice = "choose a model, as in FILE:student"
-            raise UserError(f"{path} holds {name}, but no kernel of patches with it; {advice}")
+            raise UserError(f"{path} holds {name}, but no patch embedding with it; {advice}")
     if len(asked) > 1:
         print(f"{path} holds several models: {names}; took {prefix or 'the one without a prefix'}", file=sys.stderr)
     return prefix, found[prefix]
 
 
 def rename(tensors: Tensors, layout: Layout) -> Tensors:
-    """Gives tensors in a layout our names."""
+    """Changes the names of tensors from those of a layout to ours."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, ours in layout.renames.items():
@@ -463,15 +463,15 @@ def add(tensors: Tensors, name: str, value: Tensor) -> None:
 
 
 def is_wanted(name: str, own: Iterable[str], config: ViTConfig) -> bool:
-    """Tells whether a model whose parameters have the names `own` needs a tensor, or should refuse it."""
+    """Returns False if a model whose parameters have the names `own` may drop the tensor `name`, and True otherwise."""
     unwanted = UNWANTED + ROPE_CONSTANTS * bool(config.rope)
-    if not config.class_token:  # SigLIP pools by attention. What has a class token and does so is another network.
+    if not config.class_token:  # SigLIP pools by attention. A network with a class token that does so is another one.
         unwanted += ("attn_pool.*",)
     return name in own or not any(fnmatch(name, pattern) for pattern in unwanted)
 
 
 def convert(tensors: Tensors, config: ViTConfig) -> Tensors:
-    """Brings tensors with our names to the shapes of a model's parameters, in float32. It leaves what does not fit."""
+    """Converts tensors with our names to a model's shapes, in float32. Tensors that do not fit are left as they are."""
     own = shape_of(config).state_dict()
     kept = {}
     for name, value in tensors.items():
@@ -483,10 +483,10 @@ def convert(tensors: Tensors, config: ViTConfig) -> Tensors:
 
 
 def fit_positions(tensors: Tensors, config: ViTConfig) -> Tensors:
-    """Gives class token, registers and positions three dimensions, (1, tokens, D), and positions the model's tokens.
+    """Brings class token, registers and positions to the shape (1, tokens, D), with positions for the model's tokens.
 
-    If only the patches have positions in the model, a position of the class token becomes a part of that token. (The
-    authors of DINOv2 with registers keep it apart.)
+    If only the patches have positions in the model, the position of the class token is added to that token. (The
+    authors of DINOv2 with registers keep the two apart.)
     """
     fitted = dict(tensors)
     if "pos_embed_from_row_2" in fitted:  # BEiT-3 numbers tokens from 2, as language models do.
@@ -505,22 +505,22 @@ BIASES = r"\.attn\.(qkv\.|[qkv]_)bias"
 
 
 def join_qkv(tensors: Tensors, own: Iterable[str]) -> Tensors:
-    """Joins the matrices of q, k and v, each (D, D), to one of (3 D, D), and their biases to one of (3 D,).
+    """Joins the matrices of q, k and v, each (D, D), into one of (3 D, D), and their biases into one of (3 D,).
 
-    A bias of zeros adds nothing. If the model has no such bias, it is dropped: DINOv3's are said to be zero below 7B.
-    Any other one stays, and the file is refused.
+    A bias of zeros adds nothing. It is dropped if the model has no such bias: DINOv3's are said to be zero below 7B.
+    Any other bias stays, and the file is refused.
     """
     joined = dict(tensors)
     for stem in [name.removesuffix("proj.weight") for name in tensors if name.endswith(".attn.proj.weight")]:
         for apart, joint in (("_proj.weight", "qkv.weight"), ("_bias", "qkv.bias")):
             names = [f"{stem}{letter}{apart}" for letter in "qkv"]
             parts = [tensors[name] for name in names if name in tensors]
-            # If one is missing or has another shape, the model will miss the joint one.
+            # If one is missing or has another shape, the joint one will be reported as missing.
             if len(parts) == 3 and len({part.shape for part in parts}) == 1:
                 add(joined, stem + joint, torch.cat(parts))
                 joined = {name: value for name, value in joined.items() if name not in names}
         bias = stem + "qkv.bias"
-        mask = joined.get(bias + "_mask")  # With this, DINOv3's authors hide the bias of k.
+        mask = joined.get(bias + "_mask")  # DINOv3's authors mask the bias of k with it.
         if mask is not None and bias not in own and bias in joined and joined[bias].shape == mask.shape:
             joined[bias] = joined[bias] * joined.pop(bias + "_mask")
     lacking = [name for name in joined if re.search(BIASES + "$", name) and name not in own]
@@ -528,9 +528,9 @@ def join_qkv(tensors: Tensors, own: Iterable[str]) -> Tensors:
 
 
 def split_gate(tensors: Tensors) -> Tensors:
-    """Names the halves of SwiGLU's first layer: the gate, and what passes it. A layer that holds both is split.
+    """Names the halves of SwiGLU's first layer: the gate, and the values that it scales. A layer with both is split.
 
-    EVA-02 Ti and S keep the gate above what passes. transformers names the gate, and what passes as if it were all.
+    EVA-02 Ti and S store the gate first. transformers names the gate, and gives the values the layer's name.
     """
     split = {}
     for name, value in tensors.items():
@@ -550,10 +550,10 @@ def split_gate(tensors: Tensors) -> Tensors:
 def load_teacher(name: str, weights: str | None = None, img_size: int | None = None, seed: int = 0) -> ViT:
     """Returns the teacher, frozen and in eval mode.
 
-    `weights` is a file in any known layout, or "random" for an untrained teacher, which is a control. Without it
-    the file is taken from the cache, or fetched into it. `seed` is the seed of a nano teacher's pretraining. If
-    `img_size` is not the teacher's own size, its positions are resampled. The function raises a `UserError` for
-    whatever the caller can mend.
+    `weights` is a file in any known layout, or "random" for an untrained teacher, as a control. By default,
+    the file is taken from the cache, or fetched into it. `seed` is the seed for pretraining a nano teacher. If
+    `img_size` is not the teacher's own size, its positions are resampled. The function raises a `UserError` for any
+    mistake that the caller can correct.
     """
     teacher = find_teacher(name)
     config = replace(teacher.config, img_size=img_size or teacher.config.img_size)
@@ -565,7 +565,7 @@ def load_teacher(name: str, weights: str | None = None, img_size: int | None = N
             model = open_file(name, path, config)
         except UserError as error:
             source = teacher.url or f"a pretrained {name}"
-            raise UserError(f"{error}; put the file of {name} in its place: {source}") from error
+            raise UserError(f"{error}; use the file of {name} instead: {source}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -585,23 +585,23 @@ def open_file(name: str, path: Path, config: ViTConfig) -> ViT:
     return model
 
 
-Faults = dict[str, list[str]]  # All that is wrong with a file, by kind.
+Faults = dict[str, list[str]]  # This lists all that is wrong with a file, by kind.
 
 
 def fit(file: Published, name: str) -> tuple[Tensors, Faults]:
-    """Returns a file's tensors as parameters of a teacher, and all that keeps them from being these."""
+    """Returns a file's tensors as parameters of a teacher, and everything that does not fit."""
     config = find_teacher(name).config
     own = shape_of(config).state_dict()
     try:
         tensors = convert(file.tensors, config)
-    except (UserError, RuntimeError) as error:  # torch does not join or split tensors of strange shapes.
+    except (UserError, RuntimeError) as error:  # torch cannot join or split tensors of odd shapes.
         return {}, {"wrong": [str(error)]}
     faults = {
         "missing": [key for key in own if key not in tensors],
         "left over": [key for key in tensors if key not in own],
         "wrong": [],
     }
-    for key, value in file.tensors.items():  # Joining tensors makes floats of all, so types are looked at before.
+    for key, value in file.tensors.items():  # Joining makes all of them floats, so types are checked here.
         if is_wanted(key, own, config) and not value.is_floating_point():
             faults["wrong"].append(f"{key} is {value.dtype}")
     for key in [key for key in own if key in tensors]:
@@ -614,13 +614,13 @@ def fit(file: Published, name: str) -> tuple[Tensors, Faults]:
 
 
 def contradictions(file: Published, tensors: Tensors, name: str) -> list[str]:
-    """Lists what speaks against a teacher beside names and shapes. (Nothing tells how many heads there are.)"""
+    """Lists what rules out a teacher apart from names and shapes. (Nothing in a file shows the number of heads.)"""
     config = find_teacher(name).config
     found = []
     waves = sincos_positions(config)
     patches = tensors.get("pos_embed", torch.empty(0, 0, 0))[:, -(config.grid**2) :]
     if patches.shape == waves.shape and patches.is_floating_point():
-        # MoCo v3 has the row before the column. Fine-tuning moves the waves a little.
+        # MoCo v3 puts the row before the column. Fine-tuning changes the waves a little.
         distance = min((patches - each).norm() / each.norm() for each in (waves, waves.roll(config.dim // 2, -1)))
         if (distance < 0.3) != (config.pos_embed == "sincos"):
             found.append("its positions are " + ("fixed waves, as in MAE" if distance < 0.3 else "learned, not waves"))
@@ -629,7 +629,7 @@ def contradictions(file: Published, tensors: Tensors, name: str) -> list[str]:
         steps = torch.arange(len(periods)) / len(periods)
         if not torch.allclose(periods.float(), 100**steps, rtol=0.01):  # DINOv3's authors round them to bfloat16.
             found.append("its rotary positions have other periods")
-    # The network of BEiT's own pretraining is that of BEiT v2, which trains the class token, too, in blocks of its own.
+    # BEiT's own pretraining has the network of BEiT v2. But BEiT v2 also trains the class token, in separate blocks.
     heads = {key.partition(".")[0] for key in file.tensors}
     if find_teacher(name).family == "beitv2" and "lm_head" in heads and "cls_pt_layers" not in heads:
         found.append("it comes from BEiT, as it has lm_head without cls_pt_layers")
@@ -646,51 +646,51 @@ def summary(faults: Faults) -> str:
 
 
 def nearest(file: Published) -> dict[str, Faults]:
-    """Returns the teachers as which a file has the fewest faults, and these. All have the file's width and patches."""
+    """Returns the teachers that a file fits with the fewest faults, and the faults. All have its width and patches."""
     kernel = file.tensors["patch_embed.proj.weight"].shape
     faults = {}
     for name, teacher in TEACHERS.items():
         config = teacher.config
         if kernel == (config.dim, 3, config.patch_size, config.patch_size):
             faults[name] = fit(file, name)[1]
-    # A fault of all blocks counts once.
+    # A fault that all blocks share counts once.
     kinds = {name: {re.sub(r"\d+", "", text) for text in sum(found.values(), [])} for name, found in faults.items()}
     numbers = {name: len(found) for name, found in kinds.items()}
     return {name: faults[name] for name, number in numbers.items() if number == min(numbers.values())}
 
 
 def likeness(file: Published, near: dict[str, Faults]) -> str:
-    """Says in one line which layout a file has, and which of the `nearest` teachers it is or looks like."""
+    """Says in one line which layout a file has, and which of the `nearest` teachers it fits or looks like."""
     kernel = tuple(file.tensors["patch_embed.proj.weight"].shape)
     if "dist_token" in file.tensors:
-        what = "is a distilled DeiT, another network with a second class token"
+        what = "is a distilled DeiT, a different network with a second class token"
     elif len(kernel) == 2:
-        what = "is of the NaFlex kind, another network for images of any shape"
+        what = "is a NaFlex model, a different network for images of any shape"
     elif near:
         what = ("looks like " if any(near.values()) else "fits ") + ", ".join(near)
     else:
-        what = f"looks like no teacher here, with a kernel of patches of the shape {kernel}"
+        what = f"looks like no teacher here: its patch embedding has the shape {kernel}"
     return f"it has {file.layout.title} and {what}"
 
 
 def fingerprint(teacher: ViT) -> str:
-    """Returns a hash of the teacher's weights, by which a run knows its teacher again."""
+    """Returns a hash of the teacher's weights, by which a run recognises its teacher."""
     digest = hashlib.sha256()
     for name, value in teacher.state_dict().items():
-        # Positions are left out: if they were resampled, their last digits depend on the machine.
+        # Positions are skipped: if they were resampled, their last digits depend on the machine.
         if not name.endswith(("pos_embed", "bias_table")):
             digest.update(save({name: value}))
     return digest.hexdigest()[:16]
 
 
 def shape_of(config: ViTConfig) -> ViT:
-    """Returns a model whose tensors have shapes, but neither values nor memory."""
+    """Returns a model whose tensors have shapes, but no values and no memory."""
     with torch.device("meta"):
         return ViT(config, initialise=False)
 
 
 def with_tensors(config: ViTConfig, tensors: Tensors) -> ViT:
-    """Returns a model with those parameters. It raises a RuntimeError if one is missing, left over or misshapen."""
+    """Returns a model with these parameters. Raises a RuntimeError if one is missing, left over or of wrong shape."""
     model = shape_of(config)
     model.load_state_dict(tensors, assign=True)  # The tensors become the parameters, without a copy.
     model.fill_buffers()
@@ -700,7 +700,7 @@ def with_tensors(config: ViTConfig, tensors: Tensors) -> ViT:
 def resample(name: str, value: Tensor, old: int, new: int) -> Tensor:
     """Resamples positions from old x old patches to new x new, as timm does. Any other tensor stays as it is.
 
-    The authors of DINOv2 without registers do so without antialias and with an offset of 0.1 patches.
+    The authors of DINOv2 without registers do this without antialiasing, and with an offset of 0.1 patches.
     """
     if name == "pos_embed":
         tokens, patches = value.tensor_split([-(old**2)], dim=1)
@@ -717,12 +717,12 @@ def resample(name: str, value: Tensor, old: int, new: int) -> Tensor:
 
 
 def offset_weights(old: int, new: int) -> Tensor:
-    """Returns (2 new - 1, 2 old - 1) weights, which interpolate a bias over offsets as BEiT's released code does.
+    """Returns (2 new - 1, 2 old - 1) weights that interpolate a bias over offsets as BEiT's released code does.
 
-    The old offsets are laid out at growing distances, in a geometric progression that spans the new ones, so that near
-    offsets keep their meaning. Between them the bias is interpolated linearly.
+    The old offsets are placed at growing distances, in a geometric progression that spans the new ones. So small
+    offsets keep their meaning. Between the old offsets, the bias is interpolated linearly.
     """
-    # Bisection finds the ratio of the progression, whose old - 1 steps have the sum new - 1.
+    # Bisection finds the ratio of the progression for which the old - 1 steps add up to new - 1.
     low = 1.01
     high = 1.5
     while high - low > 1e-6:
@@ -736,7 +736,7 @@ def offset_weights(old: int, new: int) -> Tensor:
     places = torch.cat((-steps.flip(0), steps.new_zeros(1), steps))  # (2 old - 1,)
 
     # The value `entered` says how far a new offset lies inside the interval between two old ones: 0 is before it and 1
-    # behind it. The weight of an old offset is this value for the interval before it, minus that for the one behind it.
+    # after it. The weight of an old offset is this value for the interval before it minus that for the one after it.
     wanted = torch.arange(1 - new, new)  # (2 new - 1,)
     entered = ((wanted[:, None] - places[:-1]) / places.diff()).clamp(0, 1)
     return (F.pad(entered, (1, 0), value=1.0) - F.pad(entered, (0, 1))).float()
@@ -750,7 +750,7 @@ def kept_at(name: str, seed: int = 0) -> Path:
 
 
 def fetch(name: str, seed: int = 0) -> Path:
-    """Returns the path of the teacher's file in the cache. A file that is not there is downloaded or pretrained."""
+    """Returns the path of the teacher's file in the cache. A missing file is downloaded, or made by pretraining."""
     teacher = find_teacher(name)
     path = kept_at(name, seed)
     if not teacher.url:
@@ -762,11 +762,11 @@ def fetch(name: str, seed: int = 0) -> Path:
 
 
 def fetch_to(path: Path, name: str) -> Path:
-    """Downloads a teacher's file to `path`, unless it does not hold the teacher."""
+    """Downloads a teacher's file to `path`, and keeps it only if it holds the teacher."""
     teacher = find_teacher(name)
     url = address(teacher.url)
     small = f"{teacher.family}_nano, which has the same components and needs no download"
-    otherwise = f"download it by hand to {path}, or name it with --weights PATH; or take {small}"
+    otherwise = f"download it by hand to {path}, or name it with --weights PATH; or use {small}"
     with replacing(path) as temporary:
         print(f"downloading {url}", file=sys.stderr)
         download(url, temporary, otherwise)
@@ -775,7 +775,7 @@ def fetch_to(path: Path, name: str) -> Path:
             model = open_file(name, temporary, teacher.config)
         except UserError as error:
             problem = str(error).removeprefix(f"{temporary} ")
-            raise UserError(f"what {url} sends {problem}; {otherwise}") from error
+            raise UserError(f"the file from {url} {problem}; {otherwise}") from error
         if not is_safetensors(temporary):  # The authors' pickle is opened once and kept as safetensors.
             save_model(model, str(temporary))
     return path
@@ -787,7 +787,7 @@ PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_deca
 
 
 def pretrain(name: str, path: Path, seed: int = 0) -> Path:
-    """Trains a nano teacher on new images of `matching` for half a minute, unless the file `path` holds it."""
+    """Trains a nano teacher on new images of `matching` for half a minute, unless the file `path` holds it already."""
     config = find_teacher(name).config
     recipe = PRETRAINING | {"seed": seed}
     stamp = json.dumps([repr(config), recipe])
@@ -797,7 +797,7 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
     peak = recipe["lr"]
     with turn(path), torch.random.fork_rng(devices=[]):
         if stamp_of(path) == stamp:
-            return path  # Another process has trained it meanwhile.
+            return path  # Another process has trained it in the meantime.
         torch.manual_seed(seed)
         model = ViT(config)
         optimiser = torch.optim.AdamW(model.parameters(), peak, recipe["betas"], weight_decay=recipe["weight_decay"])
@@ -816,7 +816,7 @@ def pretrain(name: str, path: Path, seed: int = 0) -> Path:
 
 
 def stamp_of(path: Path) -> str | None:
-    """Returns the recipe by which a nano teacher's file was made, or None if there is no such file."""
+    """Returns the recipe with which a nano teacher's file was made, or None if there is no such file."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("recipe")
@@ -848,13 +848,13 @@ def print_table() -> None:
 
 
 def describe(path: Path) -> None:
-    """Prints what a file of weights is, and as which teachers it opens. It raises a `UserError` if it opens as none."""
+    """Prints what a file of weights is, and which teachers it fits. Raises a `UserError` if it fits none."""
     file = recognise(path)
     near = nearest(file)
     name = next(iter(near), None)
     if name is None or near[name]:
         faults = f"as {name}, {summary(near[name])}; " if near else ""
-        raise UserError(f"{path} opens as no teacher: {faults}{likeness(file, near)}")
+        raise UserError(f"{path} fits no teacher: {faults}{likeness(file, near)}")
     used = fit(file, name)[0]
     unused = list(file.others)
     has_biases = any(re.search(BIASES, key) for key in used)
@@ -874,12 +874,12 @@ def main() -> None:
         "names",
         nargs="*",
         metavar="TEACHER",
-        help="Download the weights of these teachers and check them. Of a FILE, say which teachers' weights it holds.",
+        help="Download the weights of these teachers and check them. For a FILE, say which teachers' weights it holds.",
     )
     names = parser.parse_args().names
     for name in names:
         if name.isidentifier() and not Path(name).exists():
-            find_teacher(name)  # A mistake in a name is answered before the first download.
+            find_teacher(name)  # A wrong name is reported before the first download.
     for name in names:
         if name in TEACHERS:
             load_teacher(name)

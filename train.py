@@ -7,7 +7,7 @@
 Several values of --teacher, --data, --mode, --method, --student or --seed make a grid of runs, one after another. Each
 run has a folder. The same command resumes a run that was stopped, and skips one that is finished.
 
-Read this file after transfer.py: first `Settings`, then `Training`, of which a run is built, and `train`, the loop.
+Read this file after transfer.py: first `Settings`, then `Training`, the objects of a run, and `train`, the loop.
 """
 
 import itertools
@@ -46,50 +46,52 @@ from transfer import LOSSES, METHODS, WHAT, AttentionTransfer, StudentAlone, cho
 class Settings:
     """Everything that a run depends on. Each field is a flag of the command line, with its role, default and help.
 
-    The defaults are a quick recipe for the desk. A None stands for the default that its help describes.
+    The default values are the default recipe, which is quick. None stands for the default that the help describes.
     """
 
-    # What to run. A command may give several values of most of these, and trains each combination.
+    # These say what to run. A command may give several values for most of them, and trains each combination.
     teacher: str = flag(
         "run", "deit_nano", "The ID of the teacher; `python teachers.py` lists all.", nargs="+", metavar="ID"
     )
     teacher_seed: int = flag("run", 0, "The seed for pretraining a nano teacher.", high=1000, nargs="+")
-    seed: int = flag("run", 0, "The seed of initial weights, data order and augmentation.", high=2**32 - 1, nargs="+")
+    seed: int = flag("run", 0, "The seed for initial weights, data order and augmentation.", high=2**32 - 1, nargs="+")
     data: str | None = flag(
         "data",
         None,
-        f"A data set ({', '.join(data.DATASETS)}) or the path of a folder with one subfolder per class, which has a "
-        "slash in it if a data set has that name. matching is made here, and the default for nano teachers; imagenette "
-        "is the default for others.",
+        f"A data set ({', '.join(data.DATASETS)}) or the path of a folder with one subfolder per class. If a data set "
+        "has the same name, write the path with a slash. matching is computed here and is the default for nano "
+        "teachers; imagenette is the default for other teachers.",
         nargs="+",
     )
     mode: str | None = flag(
         "run",
         None,
-        "A baseline has no teacher, transfer its attention, finetune its weights. Default: baseline and transfer.",
+        "Train without a teacher (baseline), with a teacher's attention (transfer) or from its weights (finetune). "
+        "Default: baseline and transfer.",
         choices=("baseline", "transfer", "finetune"),
         nargs="+",
     )
     student: str = flag(
         "run",
         "standard",
-        "A plain ViT (standard), or with the teacher's native components: all (native) or a comma list of them.",
+        "A plain ViT (standard), or one with the teacher's native components: all (native) or a comma list of them.",
         nargs="+",
     )
-    method: str | None = flag("run", "distill", "Copy the maps, or match them by a loss.", choices=METHODS, nargs="+")
+    method: str | None = flag("run", "distill", "Copy the maps, or match them with a loss.", choices=METHODS, nargs="+")
     weights: str | None = flag(
         "run",
         None,
-        "The teacher's file (FILE:WORD: of its models, WORD's), or 'random'. Default: as published.",
+        "The teacher's file, or 'random'. If the file holds several models, FILE:WORD takes the one called WORD. "
+        "Default: as published.",
         metavar="PATH",
     )
 
-    # Data.
+    # These choose the data.
     train_images: int | None = flag("data", None, "Train on N images, class-balanced. Default: all (matching: 500).", 1)
     img_size: int | None = flag("data", None, "The images' side in pixels. Default: the teacher's (DINOv2: 224).", 1)
     augment: bool = flag("data", True, "Crop and flip the training images at random (matching: never).")
 
-    # Attention transfer.
+    # These vary attention transfer.
     what: str | None = flag(
         "variant", "map", "Transfer attention maps, or q, k, v or the layer's output.", choices=WHAT, used_by=METHODS
     )
@@ -98,27 +100,28 @@ class Settings:
     blocks: str | None = flag(
         "variant",
         None,
-        "The blocks that are transferred, from 0: a count (9 is the first nine), a range (3-8) or a list (0,4,8). "
-        "Default: all; to distill from a published teacher, the first three quarters.",
+        "Transfer the first N blocks (9), a range (3-8) or a list (0,4,8), counted from 0. Default: all; to distill "
+        "from a published teacher, the first three quarters.",
         used_by=METHODS,
     )
     init: str | None = flag(
         "variant",
         None,
-        "Start with these of the teacher's weights: a comma list of attention, mlp, norms, embeddings; or all.",
+        "Start from parts of the teacher's weights: a comma list of attention, mlp, norms, embeddings; or all.",
         used_by=["baseline", *METHODS],
     )
 
-    # Recipe.
+    # These are the recipe.
     recipe: str = flag(
-        "run", "desk", "Use the defaults shown here (desk) or published values (paper).", choices=("desk", "paper")
+        "run", "desk", "Use the default values shown here (desk) or published ones (paper).", choices=("desk", "paper")
     )
     epochs: int = flag("recipe", 50, "The number of passes over the training images.", 1)
     batch_size: int = flag("recipe", 128, "The number of images per step, over all processes.", 1)
     lr: float | None = flag(
         "recipe",
         None,
-        "The peak learning rate at --batch-size 256, scaled in proportion to it. Default: 0.006 for nano, else 0.0005.",
+        "The peak learning rate at --batch-size 256, scaled in proportion to it. Default: 0.006 for nano teachers, "
+        "otherwise 0.0005.",
     )
     lr_floor: float = flag("recipe", 0.0, "The final learning rate as a share of the peak.", high=1)
     beta2: float = flag("recipe", 0.98, "AdamW's beta2; its beta1 is 0.9.", high=0.999999)
@@ -134,15 +137,15 @@ class Settings:
     smoothing: float = flag("recipe", 0.0, "Label smoothing: the share spread over all classes.", high=0.999999)
     ema: float = flag("recipe", 0.0, "The decay of a moving average of the weights; 0 is off.", high=0.999999)
 
-    # Machine.
-    data_root: str = flag("machine", "data", "The folder in which data sets are looked for and kept.", metavar="DIR")
-    workers: int | None = flag("machine", None, "N processes decode images. Default: cores, at most 8 (matching: 0).")
-    accumulate: int = flag("machine", 1, "Cut each batch into N pieces, to save memory.", 1)
+    # These depend on the machine.
+    data_root: str = flag("machine", "data", "The folder in which data sets are found and stored.", metavar="DIR")
+    workers: int | None = flag("machine", None, "N processes decode images. Default: cores, at most 16 (matching: 0).")
+    accumulate: int = flag("machine", 1, "Split each batch into N pieces to save memory.", 1)
     validate_every: int | None = flag("machine", None, "Validate every N epochs. Default: a tenth of the epochs.", 1)
     checkpoint_every: int | None = flag(
-        "machine", None, "Write a checkpoint to resume from every N epochs. Default: about every 10,000 images.", 1
+        "machine", None, "Write a checkpoint every N epochs, to resume from. Default: about every 10,000 images.", 1
     )
-    device: str = flag("machine", "auto", "The device: cpu, cuda, cuda:1, or auto (cuda if available, else cpu).")
+    device: str = flag("machine", "auto", "The device: cpu, cuda, cuda:1, or auto (cuda if available, otherwise cpu).")
     amp: str = flag(
         "machine", "auto", "Mixed precision; auto is bf16 or fp16 on CUDA.", choices=("auto", "bf16", "fp16", "off")
     )
@@ -154,8 +157,8 @@ class Settings:
         return self.mode != "baseline" or bool(self.init)
 
 
-# The recipes of Li et al. (arXiv 2411.09702), as in their public code, where they differ from the desk's. Fine-tuning
-# is MAE's (arXiv 2111.06377), for ViT-B and ViT-L.
+# These are the recipes of Li et al. (arXiv 2411.09702), as in their public code, where they differ from the default
+# recipe. Fine-tuning uses MAE's (arXiv 2111.06377), for ViT-B and ViT-L.
 PAPER = dict(clip=0.0, mixup=0.8, cutmix=1.0, erasing=0.25, randaugment=9.0, smoothing=0.1)
 TRANSFER = PAPER | dict(batch_size=2048, ema=0.9999)
 FINETUNE = PAPER | dict(batch_size=1024, beta2=0.999, warmup=5.0)
@@ -170,7 +173,7 @@ RECIPES = {
 
 
 def published_recipe(settings: Settings) -> dict:
-    """The published recipe for what is run, or nothing at the desk, whose recipe is the defaults of `Settings`."""
+    """Returns the published recipe for what is run, or nothing for the default recipe: `Settings` holds that one."""
     if settings.recipe == "desk":
         return {}
     if settings.mode == "finetune":
@@ -184,40 +187,40 @@ def published_recipe(settings: Settings) -> dict:
 
 
 def build_teacher(settings: Settings) -> ViT:
-    """The teacher of a run."""
+    """Returns the teacher of a run."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # An untrained teacher, `--weights random`, is the same at every call.
+        torch.manual_seed(0)  # An untrained teacher (`--weights random`) is the same in every call.
         return load_teacher(settings.teacher, settings.weights, settings.img_size, settings.teacher_seed)
 
 
 def build_data(settings: Settings) -> data.Data:
-    """The data set of a run, at its size and with its teacher's normalisation."""
+    """Returns the data set of a run, at its image size and with its teacher's normalisation."""
     where = settings.data, settings.data_root, settings.img_size, find_teacher(settings.teacher).normalisation
     return data.load_data(*where, settings.train_images, settings.augment, settings.randaugment, settings.erasing)
 
 
 def build_student(settings: Settings, classes: int, teacher: ViT | None) -> ViT:
-    """A student with random weights that follow from the run's seed, or with parts of the teacher's."""
+    """Returns a student. The run's seed determines its random weights; some weights may be the teacher's instead."""
     torch.manual_seed(settings.seed)
     config = student_config(settings.teacher, settings.student, classes, settings.img_size)
     student = ViT(replace(config, drop_path=settings.drop_path))
     if settings.mode == "finetune":
         init_from(student, teacher, "all")
-        nn.init.normal_(student.head.weight, std=2e-5)  # As in MAE's code, the new head says next to nothing at first.
+        nn.init.normal_(student.head.weight, std=2e-5)  # As in MAE's code, the new head's outputs start near 0.
     elif settings.init:
         init_from(student, teacher, settings.init)
     return student
 
 
 def build_model(settings: Settings, student: ViT, teacher: ViT | None) -> nn.Module:
-    """What is trained and evaluated, the student alone or with its teacher: images to (logits, transfer loss)."""
+    """Returns the model to train and evaluate, with or without a teacher: images to (logits, transfer loss)."""
     if settings.method is None:
         return StudentAlone(student)
     return AttentionTransfer(student, teacher, settings.method, settings.blocks, settings.what, settings.loss)
 
 
 def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
-    """The student's parameters by weight decay and by `peak`, the highest learning rate that they reach.
+    """Groups the student's parameters by weight decay and by `peak`, the highest learning rate that they reach.
 
     With layer decay, the learning rate shrinks by that factor from each block to the one before. The last block has the
     full rate, as in the code of arXiv 2411.09702; in fine-tuning only the head has it, as in MAE's.
@@ -229,7 +232,9 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
         if not parameter.requires_grad:
             continue
         rate = peak * settings.layer_decay ** max(0, full - layer_of(name, depth))
-        # Matrices decay; norms, biases, LayerScale, tokens and positions do not.
+        # Matrices decay; norms, biases, LayerScale, tokens and positions do not. In a student that copies maps, the
+        # rows of q and k in `qkv.weight` get zeros as gradients, so AdamW's weight decay still shrinks them. `q_norm`,
+        # `k_norm` and tables of relative positions get None, so they stay as they are.
         is_matrix = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "bias_table"))
         decay = settings.weight_decay if is_matrix else 0.0
         group = groups.setdefault((rate, decay), dict(params=[], peak=rate, weight_decay=decay))
@@ -238,12 +243,12 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
 
 
 def mixed_precision(amp: str, device: torch.device) -> tuple[Callable, torch.dtype | None]:
-    """Returns what makes autocast contexts, and their type (None: float32). Products in float32 are in full precision.
+    """Returns a function that makes autocast contexts, and their dtype (None: float32).
 
-    Under autocast, these are those of the loss alone.
+    Products in float32 are in full precision. Under autocast, only the loss has such products.
     """
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False  # The patch convolution would use it.
+    torch.backends.cudnn.allow_tf32 = False  # Otherwise the patch convolution would use it.
     if amp == "auto" and device.type == "cuda":
         amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
@@ -251,7 +256,7 @@ def mixed_precision(amp: str, device: torch.device) -> tuple[Callable, torch.dty
 
 
 class Training:
-    """What a run is built of: its data, its models, its optimiser, and what else changes from step to step.
+    """The objects of a run: its data, its models, its optimiser, and whatever else changes from step to step.
 
     `join` makes a model of student and teacher, as `build_model` does. To train another model, pass another function.
     """
@@ -270,9 +275,9 @@ class Training:
         self.join, self.model = join, join(settings, self.student, self.teacher)
         self.average = AveragedModel(self.student) if settings.ema else None
         if settings.compile:
-            self.student.compile()  # This is in place, so that its parameters keep their names.
+            self.student.compile()  # This compiles in place, so parameters keep their names.
         if processes.world > 1:
-            # Copying can leave qk-norm and tables of positions without gradients. Buffers are constants.
+            # Copying can leave q_norm, k_norm and tables of positions without gradients. Buffers are constants.
             copies = settings.method == "copy"
             self.model = nn.parallel.DistributedDataParallel(
                 self.model, find_unused_parameters=copies, broadcast_buffers=False
@@ -299,7 +304,7 @@ class Training:
 
 
 def train(run: Training, folder: Path, bar: tqdm) -> dict:
-    """Trains a student to the end, from the last checkpoint if there is one; writes it, and returns the result."""
+    """Trains a student to the end, from the last checkpoint if there is one, writes it, and returns the result."""
     settings, processes, count = run.settings, run.processes, len(run.data.train)
     checkpoint = runs.Checkpoint(folder, run.keepers)
     first_epoch, seconds = checkpoint.resume()
@@ -312,27 +317,27 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
         own = [batch[processes.rank :: processes.world] for batch in plan]  # Each process reads its share of a batch.
         batches = run.train_images.read(own)
         for step, (batch, (images, labels)) in enumerate(zip(plan, batches, strict=True), epoch * len(plan)):
-            # Seed, step and rank decide all that is random in a step. torch keeps 32 bits of a seed: they are folded.
+            # Seed, step and rank determine all randomness in a step. torch keeps 32 bits of a seed, hence the modulo.
             torch.manual_seed((settings.seed * 7_368_787 + step * 104_729 + processes.rank) % 2**32)
             factor = cosine_schedule(step, run.steps, settings.warmup * len(plan), settings.lr_floor)
             for group in run.optimiser.param_groups:
                 group["lr"] = group["peak"] * factor
             images, targets = run.mix(images, labels)
 
-            # Forward and backward, piece by piece: gradients add up, and processes exchange them after the last piece.
+            # Forward and backward run piece by piece. Gradients add up; processes exchange them after the last piece.
             pieces = list(zip(images.chunk(settings.accumulate), targets.chunk(settings.accumulate), strict=True))
             for number, (x, y) in enumerate(pieces, start=1):
-                run.model.require_backward_grad_sync = number == len(pieces)  # Only several processes read this.
+                run.model.require_backward_grad_sync = number == len(pieces)  # Only DDP uses this.
                 with run.autocast():
                     logits, transfer_loss = run.model(x)
                 loss = F.cross_entropy(logits.float(), y, label_smoothing=settings.smoothing)
                 loss = loss + settings.weight * transfer_loss.float()
-                # Processes average their gradients. Times `world`, each image counts 1 / len(batch), whoever has it.
+                # Processes average gradients. With the factor `world`, each image counts 1 / len(batch) in any process.
                 share = len(x) * processes.world / len(batch)
                 run.scaler.scale(loss * share).backward()
                 meter.add(loss, transfer_loss, logits, y)
 
-            # The update of the weights and of their moving average. The scaler skips it if gradients overflow float16.
+            # This updates the weights and their moving average. The scaler skips it if gradients overflow float16.
             scale = run.scaler.get_scale()
             if settings.clip:
                 run.scaler.unscale_(run.optimiser)
@@ -345,12 +350,12 @@ def train(run: Training, folder: Path, bar: tqdm) -> dict:
                 run.average.multi_avg_fn = get_ema_multi_avg_fn(average_decay(step, run.steps, settings.ema))
                 run.average.update_parameters(run.student)
             bar.update()
-            if step % 10 == 9 or run.device.type == "cpu":  # On a GPU, to ask for the averages is to wait for it.
+            if step % 10 == 9 or run.device.type == "cpu":  # Reading the averages waits for the GPU.
                 bar.set_postfix(meter.averages(step), refresh=False)
 
-        # The epoch's line in the log, with what validation finds, and a checkpoint to go on from.
+        # This writes the epoch's line of the log, with what validation finds, and a checkpoint to resume from.
         checkpoint.check_finite(step)
-        if run.scaler.get_scale() < 1:  # It was halved again and again, as no step's gradients fit.
+        if run.scaler.get_scale() < 1:  # It was halved again and again: no step's gradients fit float16.
             raise not_finite(f"the gradients at step {step} are")
         spent = time.perf_counter() - start
         seconds += spent
@@ -375,7 +380,7 @@ def finish(run: Training, folder: Path, found: dict, seconds: float) -> dict:
     if run.average:
         averaged = validate(run, run.join(run.settings, run.average.module, run.teacher), last_step)
         result |= {f"ema_{name}": value for name, value in averaged.items()}
-    # Where the teacher's task is the student's, its own accuracy says what could be learnt.
+    # If teacher and student have the same task, the teacher's accuracy shows what could be learnt.
     if run.teacher is not None and run.teacher.config.num_classes and run.settings.data == "matching":
         result["teacher_top1"] = validate(run, StudentAlone(run.teacher), last_step)["top1"]
     if run.processes.main:
@@ -392,17 +397,17 @@ class Meter:
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
-        self.sums = torch.zeros(4, device=processes.device)  # loss, transfer loss, right answers, images
+        self.sums = torch.zeros(4, device=processes.device)  # loss, transfer loss, correct answers, images
 
     @torch.no_grad()
     def add(self, loss: Tensor, transfer_loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        # Where images are mixed, the right answer is the one with the larger share.
+        # If images are mixed, the correct answer is the label with the larger share.
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         right, count = (logits.argmax(1) == labels).sum().float(), loss.new_full((), len(labels))
         self.sums += torch.stack((loss * count, transfer_loss.float() * count, right, count))
 
     def averages(self, step: int) -> dict:
-        """The averages so far. Raises a `UserError`, which names the step, if a loss was not finite."""
+        """Returns the averages so far. Raises a `UserError`, which names the step, if a loss was not finite."""
         loss, transfer_loss, right, images = self.processes.sum(self.sums).tolist()
         if not math.isfinite(loss):
             raise not_finite(f"the loss at step {step} is")
@@ -422,15 +427,15 @@ def evaluate(
     autocast: Callable = nullcontext,
     when: str = "",
 ) -> dict:
-    """Accuracy in percent (top1, top5), mean loss, the number n of images and images_per_s.
+    """Returns accuracy in percent (top1, top5), the mean loss, the number n of images, and images_per_s.
 
-    The model, left in eval mode, makes (logits, transfer loss) of images. `classes` are those that are asked for. The
-    processes share the images, each counted once, and add up what they find. Raises a `UserError`, which says `when`,
-    if the loss is not finite.
+    The model turns images into (logits, transfer loss) and is left in eval mode. `classes` selects the logits that take
+    part. The processes divide the images, so that each counts once, and add up their results. Raises a `UserError`,
+    which says `when`, if the loss is not finite.
     """
     start = time.perf_counter()
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)  # right answers, right among the best five, loss, images
+    sums = torch.zeros(4, dtype=torch.float64)  # correct at top-1, correct among the top 5, loss, images
     batches = data.in_order(len(loader.dataset), batch_size, processes.rank, processes.world)
     bar = partial(tqdm, desc="validation", total=len(batches), leave=False, delay=1, disable=not processes.main)
     for images, labels in bar(loader.read(batches)):
@@ -448,7 +453,7 @@ def evaluate(
 
 
 def validate(run: Training, model: nn.Module, step: int) -> dict:
-    """What `evaluate` finds on the validation set after that step."""
+    """Evaluates a model on the held-out images after this step."""
     batch_size, when = min(256, run.settings.batch_size), f" after step {step}"
     return evaluate(model, run.val_images, batch_size, run.processes, autocast=run.autocast, when=when)
 
@@ -457,27 +462,25 @@ def validate(run: Training, model: nn.Module, step: int) -> dict:
 
 
 def parse_arguments(words: list | None = None) -> Namespace:
-    parser = Parser(description=__doc__.rpartition("\n\n")[0])  # without the advice to readers of this file
+    parser = Parser(description=__doc__.rpartition("\n\n")[0])  # The last paragraph is for readers of this file.
     add_flags(parser, Settings)
     parser.add_argument(
-        "--out", default="runs", metavar="DIR", help="The folder in which each run has its own. Default: runs."
+        "--out", default="runs", metavar="DIR", help="The folder that holds the folders of the runs. Default: runs."
     )
     parser.add_argument(
         "--list", action="store_true", help="Print the commands of the runs that are not finished, and train none."
     )
-    parser.add_argument(
-        "--fresh", action="store_true", help="Start the runs of this command over, whatever is on disk of them."
-    )
+    parser.add_argument("--fresh", action="store_true", help="Start the runs of this command over, even finished ones.")
     return parser.parse_args(words)
 
 
 def typed_settings(args: Namespace) -> dict:
-    """The settings that were typed, without the words that do not belong to one run."""
+    """Returns the settings that were typed, without the flags that do not belong to a single run."""
     return {name: value for name, value in vars(args).items() if name not in ("out", "fresh", "list")}
 
 
 def plan_runs(args: Namespace) -> list[Settings]:
-    """The settings of every run that the command asks for, complete and checked, in the order of the runs."""
+    """Returns the settings of every run that the command asks for, complete and checked, in the order of the runs."""
     typed = typed_settings(args)
     grid = [field for field in fields(Settings) if "nargs" in field.metadata]
     several = {field.name: typed.pop(field.name, [field.default]) for field in grid}
@@ -488,7 +491,7 @@ def plan_runs(args: Namespace) -> list[Settings]:
     plan = []
     for values in itertools.product(*several.values()):
         asked = Settings(**typed, **dict(zip(several, values, strict=True)))
-        # The recipe depends on what is run. A flag that was given comes before it.
+        # The recipe depends on what is run. A flag that was typed overrides it.
         with_recipe = replace(asked, **published_recipe(asked))
         settings = complete(replace(with_recipe, **typed))
         if settings not in plan:  # A baseline is the same for all methods.
@@ -499,16 +502,16 @@ def plan_runs(args: Namespace) -> list[Settings]:
 
 
 def complete(settings: Settings) -> Settings:
-    """Fills in what was left out and clears what the run does not use. Raises a `UserError` for what cannot be."""
+    """Fills in settings that were left out and resets unused ones. Raises a `UserError` if the run is impossible."""
     teacher = find_teacher(settings.teacher)
     is_real = bool(teacher.url)
     name = data.one_name(settings.data or ("imagenette" if is_real else "matching"))
     if name == "imagenet":
-        data.find_folder(name, settings.data_root)  # This raises if it is not there.
+        data.find_folder(name, settings.data_root)  # This raises a `UserError` if there is none.
     if settings.teacher_seed and (is_real or settings.weights):
         raise UserError("--teacher-seed is for nano teachers that are pretrained here; leave it out")
 
-    # What the run does not use goes back to its default, so that it does not appear in the run's name.
+    # Settings that the run does not use are reset to their defaults, so that the run's name does not show them.
     method = settings.method if settings.mode == "transfer" else None
     kind = method or settings.mode
     unused = [field.name for field in fields(settings) if kind not in field.metadata.get("used_by", [kind])]
@@ -520,12 +523,12 @@ def complete(settings: Settings) -> Settings:
         unused += ["randaugment", "erasing"]
     settings = replace(settings, **{name: getattr(type(settings), name) for name in unused})
 
-    # What was left out becomes the usual value, and what can be typed in several ways the one text that stands for it.
+    # Settings that were left out get their usual values. Settings that can be typed in several ways get one form.
     depth = teacher.config.depth
     usual_blocks = depth * 3 // 4 if method == "distill" and is_real else depth
     weights = settings.weights
     if weights and weights != "random":
-        weights = os.path.abspath(weights)  # What it is a link to may lie apart from the other files of an index.
+        weights = os.path.abspath(weights)  # A link stays: its target may be apart from an index's other files.
     usual_workers = 0 if name == "matching" else spare_cores()  # Its images need no decoding.
     usual_lr = 5e-4 if is_real else 6e-3
     settings = replace(
@@ -551,7 +554,7 @@ def complete(settings: Settings) -> Settings:
 
 
 def check_shapes(settings: Settings) -> None:
-    """Raises a `UserError` if student and teacher do not match, by a trial with models that have no memory."""
+    """Raises a `UserError` if student and teacher do not match. It builds them on the meta device, without memory."""
     config = replace(find_teacher(settings.teacher).config, img_size=settings.img_size)
     with torch.device("meta"):
         theirs = ViT(config, initialise=False)
@@ -559,14 +562,14 @@ def check_shapes(settings: Settings) -> None:
 
 
 def made_of(settings: Settings, processes: Processes, prints: dict) -> dict:
-    """What a run is made of, by which it is known again: settings, fingerprints (`prints`) and the machine's part."""
+    """Returns what a run is made of, to identify it later: settings, fingerprints (`prints`) and the machine's part."""
     _, dtype = mixed_precision(settings.amp, processes.device)
     machine = {"precision": str(dtype or torch.float32).removeprefix("torch."), "processes": processes.world}
     return describe(settings)["made_of"] | prints | machine | {"threads": str(torch.get_num_threads())}
 
 
 def describe(settings: Settings) -> dict:
-    """What a run is called, and what tables must know of it, for its config.json."""
+    """Returns the name of a run, and what tables must know about it, for its config.json."""
     without = {name: getattr(type(settings), name) for name in names_of(settings, "variant")}
     usual = complete(replace(settings, **without))
     return runs.describe(settings, usual, published_recipe(settings), *place_of(settings.teacher))
@@ -588,32 +591,32 @@ def main() -> None:
             try:
                 train_run(settings, folder, processes, command)
             except Exception as error:
-                # A grid goes on with its next run, unless other processes still wait in the middle of this one.
+                # A grid continues with its next run, unless other processes still wait in the middle of this one.
                 if processes.world > 1 or len(waiting) == 1:
                     raise
                 print(f"error: {folder.name}: {in_a_line(error)}", file=sys.stderr)
                 failed.append(folder.name)
     except KeyboardInterrupt:
         if processes.main:
-            print(f"\nstopped; go on with: {command}", file=sys.stderr)
+            print(f"\nstopped; resume with: {command}", file=sys.stderr)
         raise
     finished = [folder for folder in folders if runs.is_finished(folder) and folder.name not in failed]
     if processes.main and finished:
         tables.print_tables(tables.compare(list(map(tables.result_of, finished))))
-        average = " --ema" if plan[-1].ema else ""  # The table shows the average's accuracy.
+        average = " --ema" if plan[-1].ema else ""  # The table shows the accuracy of the moving average.
         print(f"next: python eval.py accuracy {shlex.quote(str(finished[-1]))}{average}")
     if dist.is_initialized():
         dist.destroy_process_group()
     if failed:
-        raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as said above: {', '.join(failed)}")
+        raise UserError(f"{len(failed)} of {len(waiting)} runs failed, as reported above: {', '.join(failed)}")
 
 
 def list_commands(args: Namespace, plan: dict) -> None:
-    """Prints a command for each run that is not finished, by folder. Each is complete by itself."""
+    """Prints a complete command for each run of the plan (settings by folder) that is not finished."""
     grid = {field.name: field.default for field in fields(Settings) if "nargs" in field.metadata}
     shared = {name: value for name, value in typed_settings(args).items() if name not in grid}
     fresh = ["--fresh"] if args.fresh else []
-    if os.environ.get("RANK", "0") != "0":  # Of torchrun's processes, one speaks.
+    if os.environ.get("RANK", "0") != "0":  # Only one of torchrun's processes prints.
         return
     for folder, settings in plan.items():
         if args.fresh or not runs.is_done(folder, describe(settings)["made_of"]):
@@ -624,7 +627,7 @@ def list_commands(args: Namespace, plan: dict) -> None:
 
 
 def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
-    """The runs that are to be trained, by folder. Finds what would stop one of them before any is begun."""
+    """Returns the runs to train, by folder. It finds what would stop any of them before the first one begins."""
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -635,25 +638,25 @@ def prepare(args: Namespace, plan: dict, processes: Processes) -> dict:
     for folder in done if processes.main else ():
         print(f"{folder.name}: finished before; --fresh trains it again")
 
-    # Each folder of images is looked through once. Teachers are fetched now: a missing one stops the grid early.
+    # Each folder of images is checked once. Teachers are fetched now, so that a missing one stops the grid early.
     for name in {settings.data for settings in waiting.values()} - set(data.DATASETS):
         if processes.main:
             data.check_images(Path(name))
     needed = {(run.teacher, run.teacher_seed): run for run in waiting.values() if run.needs_teacher}
     for settings in needed.values():
         processes.first(partial(build_teacher, settings))
-    for folder in plan if args.fresh else ():  # Now nothing is in the way.
+    for folder in plan if args.fresh else ():  # All checks have passed.
         runs.clear(folder, processes)
     return waiting
 
 
 def finished_before(plan: dict, processes: Processes) -> list[Path]:
-    """Those folders that hold their run, finished. Raises a `UserError` for one that holds a run of other things."""
+    """Returns the folders whose run is finished. Raises a `UserError` if a folder holds a different run."""
     done = []
     for folder, settings in plan.items():
         if not (folder / "config.json").is_file():
             continue
-        prints = {}  # Images that are computed or downloaded, and a teacher that would be, are what they were.
+        prints = {}  # Computed and downloaded images cannot have changed, nor can a teacher that is not on disk yet.
         if settings.data not in data.MADE:
             prints = data.fingerprints(build_data(settings))
         from_file = settings.weights or runs.read_settings(folder, Settings).weights
@@ -665,7 +668,7 @@ def finished_before(plan: dict, processes: Processes) -> list[Path]:
 
 
 def train_run(settings: Settings, folder: Path, processes: Processes, command: str) -> None:
-    """One run of the grid, from its data to its result, unless another command trains it or has finished it."""
+    """Trains one run of the grid, from its data to its result, unless another command trains or has finished it."""
     images = processes.first(partial(build_data, settings))  # They may have to be downloaded.
     teacher = build_teacher(settings) if settings.needs_teacher else None
     run = Training(settings, images, build_student(settings, len(images.classes), teacher), teacher, processes)
@@ -685,7 +688,7 @@ def train_run(settings: Settings, folder: Path, processes: Processes, command: s
 
 
 def config_of(run: Training, command: str) -> dict:
-    """What a run is made of, and all that tables ask of it later, for its config.json."""
+    """Returns what a run is made of, and all that tables need to know later, for its config.json."""
     prints = data.fingerprints(run.data) | {"teacher_weights": fingerprint(run.teacher) if run.teacher else None}
     return {
         "settings": asdict(run.settings),

@@ -1,8 +1,8 @@
 """Attention transfer: a teacher's routing moves to a student, and nothing else does.
 
-Read this file after model.py. First stand the two methods of Li et al. (arXiv 2411.09702), each defined over whole
-maps, and `AttentionTransfer`, whose `forward` is the method. Below are the same loss without a map, the variants that
-both papers study (v and output are not routing; they serve as comparisons), alignment, parts of weights, and measures.
+Read this file after model.py, down to the end of `AttentionTransfer.forward`. It begins with the two methods of Li et
+al. (arXiv 2411.09702), both defined over full maps. The rest is for reference: the same loss without a map, the
+variants that both papers study, alignment, parts of weights, and measures.
 """
 
 import re
@@ -16,21 +16,24 @@ from model import Attended, Drops, Handed, Routing, ViT, ViTConfig, attend, atte
 from support.errors import UserError, unknown
 
 METHODS = ("copy", "distill")
-WHAT = ("map", "q", "k", "v", "output")  # Each of these can be distilled, and all but the output copied.
+WHAT = ("map", "q", "k", "v", "output")  # All can be distilled, all but output copied. v and output are not routing.
 
 
 def copied(teacher: Routing, v: Tensor) -> Tensor:
-    """Attention Copy by definition: the student's v (B, H, N, d) is read with the teacher's map. `attend` is fast."""
+    """Attention Copy by definition: reads the student's v (B, H, N, d) with the teacher's map.
+
+    Only tests call it. A copying student reads with `attend(teacher, v)`, which gives the same without a map.
+    """
     return attention_map(teacher) @ v  # (B, H, N, N) times (B, H, N, d)
 
 
 def cross_entropy(p: Tensor, log_s: Tensor) -> Tensor:
-    """The cross-entropy of each row, in nats: from the teacher's p and the student's log s, both (..., N), to (...)."""
+    """Returns the cross-entropy of each row in nats, for the teacher's p and the student's log s: (..., N) to (...)."""
     return -(p * log_s).sum(-1)
 
 
 def distillation_loss(teacher: Routing, student: Routing, row_loss: Callable = cross_entropy) -> Tensor:
-    """Attention Distillation: how far each row of the student's map is from the teacher's, a mean over all rows."""
+    """Attention Distillation by definition: returns the loss between the rows of both maps, averaged over all rows."""
     p = attention_map(teacher)  # (B, H, N, N)
     log_s = attention_logits(student).log_softmax(-1)  # This is the logarithm of the student's map.
     return row_loss(p, log_s).mean()  # The mean is over images, heads and queries.
@@ -39,16 +42,12 @@ def distillation_loss(teacher: Routing, student: Routing, row_loss: Callable = c
 class AttentionTransfer(nn.Module):
     """A student that trains with a teacher's attention: images (B, 3, S, S) to (logits, transfer loss).
 
-    Args:
-        student, teacher: `check_match` says what they must share. The teacher is frozen and stays in eval mode.
-        method: "copy": the student reads with the teacher's maps, in training and after it, and the loss is 0.
-            "distill": the loss compares the maps, a sum over blocks, and the teacher is needed in training alone.
-        blocks: which blocks, as `choose_blocks` reads them; all unless told.
-        what: "map"; "q", "k" or "v" alone; or, to distill, the "output" of attention. Distilling anything but maps is
-            by mean squared error.
-        loss: how to compare maps, one of `LOSSES`.
-        fused: whether the loss is computed without a map. True: where supported (see `use_fused`); False: never; None:
-            where it is faster.
+    With `method` "copy", the student reads with the teacher's maps, in training and after it, and the loss is 0. With
+    "distill", the loss compares the maps, and only training needs the teacher. `blocks` chooses the blocks to transfer
+    (see `choose_blocks`; None means all), and `what` is one of `WHAT`. `loss`, one of `LOSSES`, compares maps; q, k, v
+    and output are compared by their mean squared error. If `fused` is True, the loss is computed without a map where
+    `use_fused` allows it; if False, never; if None, where that is faster. Raises a `UserError` if teacher and student
+    do not match (see `check_match`).
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class AttentionTransfer(nn.Module):
         self.blocks = choose_blocks(blocks, student.config.depth)
         if teacher is not None:
             check_match(teacher.config, student.config)
-            teacher.eval().requires_grad_(False)
+            teacher.eval().requires_grad_(False)  # The teacher is frozen and stays in eval mode.
         elif method == "copy":
             raise UserError("method copy needs the teacher, in evaluation too; give AttentionTransfer one")
 
@@ -77,31 +76,30 @@ class AttentionTransfer(nn.Module):
         if self.method == "distill" and not self.training:
             return self.student(images), no_loss  # After training, a distilled student needs no teacher.
 
-        # The teacher looks. In training it leaves out the layers that the student leaves out (stochastic depth), so
-        # that the maps of both come from the same layers.
+        # The teacher looks. Stochastic depth drops the same layers in it as in the student, so the maps correspond.
         drops = self.student.draw_drops(images)
-        theirs = self.teacher_targets(images, drops)
+        theirs = self.teacher_targets(images, drops)  # {block: Routing}, or {block: Tensor} if `what` is not "map"
 
         # Attention Copy: the student reads with what the teacher hands over.
         if self.method == "copy":
             return self.student(images, handed=self.handed(theirs), drops=drops), no_loss
 
-        # Attention Distillation: the student looks for itself, and is compared block by block.
-        seen = []  # Each block of the student notes here what its attention did.
+        # Attention Distillation: the student looks for itself, and the loss compares both models block by block.
+        seen = []  # Each block of the student appends what its attention did.
         logits = self.student(images, drops=drops, seen=seen)
         losses = [self.block_loss(theirs[block], seen[block]) for block in self.blocks]
-        return logits, torch.stack(losses).sum()  # The sum over blocks is that of arXiv 2411.09702.
+        return logits, torch.stack(losses).sum()  # arXiv 2411.09702 also sums over blocks.
 
     @torch.no_grad()
     def teacher_routings(self, images: Tensor, drops: Drops | None = None) -> dict[int, Routing]:
-        """Where the teacher looks, by block, among the tokens that the student has. It runs no further than needed."""
+        """Returns the teacher's routing by block, for the student's tokens. The teacher runs no further than needed."""
         routings = self.teacher.route(images, self.blocks[-1] + 1, drops)
         configs = self.teacher.config, self.student.config
         return {block: align(routings[block], *configs) for block in self.blocks}
 
     def teacher_targets(self, images: Tensor, drops: Drops | None = None) -> dict:
-        """What the student copies or is compared with, by block: a routing, or q, k, v or output (see `what`)."""
-        # Of the last block, routings need no v and no output.
+        """Returns what the student copies or is compared with, by block: a routing, q, k, v or output (see `what`)."""
+        # For map, q and k, the last block computes no v and no output.
         if self.what in ("map", "q", "k"):
             theirs = self.teacher_routings(images, drops)
             return theirs if self.what == "map" else {block: getattr(r, self.what) for block, r in theirs.items()}
@@ -112,13 +110,13 @@ class AttentionTransfer(nn.Module):
         return {block: drop_registers(getattr(seen[block], self.what), -2, *configs) for block in self.blocks}
 
     def handed(self, theirs: dict) -> dict[int, Handed]:
-        """What each block of a copying student is handed: all of the teacher's routing, or one of its q, k and v."""
+        """Returns what each block of a copying student is handed: the teacher's whole routing, or its q, k or v."""
         field = "routing" if self.what == "map" else self.what
         return {block: Handed(**{field: target}) for block, target in theirs.items()}
 
     def block_loss(self, target: Routing | Tensor, seen: Attended) -> Tensor:
-        """The loss of one block, from the teacher's target and what the student's block did."""
-        # bfloat16 has three digits, and the shares of a row are small: the loss is in float32, under autocast too.
+        """Returns the loss of one block, from the teacher's target and what the student's attention did."""
+        # bfloat16 has three digits, and the shares of a row are small. So the loss is in float32, also under autocast.
         with torch.autocast(seen.v.device.type, enabled=False):
             if self.what == "map":
                 theirs, ours = in_float32(target), in_float32(seen.routing)
@@ -136,7 +134,7 @@ class AttentionTransfer(nn.Module):
 
 
 class StudentAlone(nn.Module):
-    """A student that trains without a teacher, called as `AttentionTransfer` is: (logits, a transfer loss of 0)."""
+    """A student without a teacher. Like `AttentionTransfer`, it returns (logits, transfer loss), but the loss is 0."""
 
     def __init__(self, student: ViT) -> None:
         super().__init__()
@@ -170,19 +168,19 @@ def fused_cross_entropy(teacher: Routing, student: Routing) -> Tensor:
 
         q.(softmax(s) K - p K) / sqrt(d), with the q and K inside softmax(s) held constant: attention once more.
     """
-    q, k, _ = student  # `use_fused` has made sure that it has no bias.
+    q, k, _ = student  # `use_fused` has made sure that the student has no bias.
     scale = q.shape[-1] ** -0.5  # 1 / sqrt(d)
     read_by_teacher = attend(teacher, k)  # p K, (B, H, N, d)
-    # Detached, so that softmax(s) is held constant: only the k that is read has a gradient.
+    # The first two are detached, which holds softmax(s) constant: only the k that is read gets a gradient.
     read_by_student, logsumexp = attend_with_logsumexp(q.detach(), k.detach(), k)
     value = logsumexp.mean() - (q * read_by_teacher).sum(-1).mean() * scale
     surrogate = (q * (read_by_student - read_by_teacher)).sum(-1).mean() * scale
-    # This has the value of the one and the gradient of the other: the bracket is 0, and has the surrogate's gradient.
+    # The result has the value of `value`. The bracket is 0, but it has the gradient of `surrogate`.
     return value.detach() + (surrogate - surrogate.detach())
 
 
 def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention (B, H, N, d) and the logsumexp of its logits (B, H, N), by the operators below torch's attention."""
+    """Returns attention (B, H, N, d) and its logits' logsumexp (B, H, N), by operators inside torch's attention."""
     if q.is_cuda:
         # CUDA has two such operators. This one takes float32, and pads its logsumexp to a multiple of 32 queries.
         out, logsumexp = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
@@ -190,11 +188,11 @@ def attend_with_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tens
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
 
 
-FUSED_FROM = 400  # From so many tokens on, the fused loss is the faster one on a CPU.
+FUSED_FROM = 400  # From this many tokens on, the fused loss is faster on a CPU.
 
 
 def use_fused(student: Routing, row_loss: Callable, fused: bool | None) -> bool:
-    """Whether the loss is computed without a map: where it can be, and is faster or asked for by `fused`."""
+    """Decides whether to compute the loss without a map: this must be possible, and faster or requested by `fused`."""
     device, tokens = student.q.device.type, student.q.shape[2]
     # Fused attention gives a bias no gradient.
     if row_loss is not cross_entropy or student.bias is not None or device not in ("cpu", "cuda"):
@@ -205,7 +203,7 @@ def use_fused(student: Routing, row_loss: Callable, fused: bool | None) -> bool:
 
 # ---- Variants --------------------------------------------------------------------------------------------------------
 
-# Other losses, which take rows as `cross_entropy` does. arXiv 2605.07191 rules the loss out as the reason of failures.
+# These losses take rows, as `cross_entropy` does. arXiv 2605.07191 rules out the loss as the reason for the failures.
 
 
 def kl(p: Tensor, log_s: Tensor) -> Tensor:
@@ -219,14 +217,14 @@ def mse(p: Tensor, log_s: Tensor) -> Tensor:
 
 
 def js(p: Tensor, log_s: Tensor) -> Tensor:
-    """Jensen-Shannon divergence, from 0 to log 2: the mean of both rows' divergences from their mean."""
+    """Jensen-Shannon divergence, from 0 to log 2: the mean divergence of the two rows from their mean."""
     s = log_s.exp()
     log_mean = ((p + s) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()  # There is no log of 0.
     return (kl(p, log_mean) + (s * (log_s - log_mean)).sum(-1)) / 2
 
 
 def cosine(p: Tensor, log_s: Tensor) -> Tensor:
-    """1 - the cosine of the angle between the two rows: from 0 to 1, as shares are not negative."""
+    """1 minus the cosine of the angle between the two rows, from 0 to 1 because shares are not negative."""
     return 1 - F.cosine_similarity(p, log_s.exp(), dim=-1)
 
 
@@ -237,9 +235,9 @@ LOSSES = {"cross_entropy": cross_entropy, "kl": kl, "mse": mse, "js": js, "cosin
 
 
 def align(routing: Routing, teacher: ViTConfig, student: ViTConfig) -> Routing:
-    """The teacher's routing among the tokens that the student has."""
-    # Without the registers in k, before the softmax, their share of a row falls to the other tokens in proportion, and
-    # the row still sums to 1. Without them in q, the rows of the registers themselves are gone.
+    """Returns the teacher's routing for the tokens that the student has."""
+    # Registers are dropped from k before the softmax, so the other tokens get their share of a row in proportion, and
+    # the row still sums to 1. They are dropped from q, so the map has no rows for them.
     q, k, bias = routing
     if bias is not None:
         bias = drop_registers(drop_registers(bias, -1, teacher, student), -2, teacher, student)
@@ -247,7 +245,7 @@ def align(routing: Routing, teacher: ViTConfig, student: ViTConfig) -> Routing:
 
 
 def drop_registers(x: Tensor, dim: int, teacher: ViTConfig, student: ViTConfig) -> Tensor:
-    """Takes the registers that only the teacher has out of dimension `dim` of its tensor."""
+    """Drops the registers that only the teacher has from dimension `dim` of its tensor."""
     if teacher.registers == student.registers:
         return x
     class_token = x.narrow(dim, 0, int(teacher.class_token))
@@ -263,32 +261,32 @@ def check_match(teacher: ViTConfig, student: ViTConfig) -> None:
             raise UserError(f"the teacher's {field} is {theirs} and the student's {ours}; they must be the same")
     if student.registers not in (0, teacher.registers):
         raise UserError(
-            f"the teacher has {teacher.registers} registers and the student {student.registers}; give it none"
+            f"the teacher has {teacher.registers} registers and the student {student.registers}; give the student none"
         )
 
 
 def check_variant(method: str, what: str, loss: str) -> None:
-    """Raises a `UserError` for a word that is not known, or for words that do not go together."""
+    """Raises a `UserError` for an unknown word, or for words that cannot be combined."""
     for kind, word, choices in (("method", method, METHODS), ("what", what, WHAT), ("loss", loss, LOSSES)):
         if word not in choices:
             raise unknown(kind, word, choices)
     if method == "copy" and what == "output":
         raise UserError("output can be distilled, not copied; use method distill, or copy map, q, k or v")
     if what != "map" and loss != "cross_entropy":
-        raise UserError(f"{what} is compared by its squared error; leave out loss, which is for maps")
+        raise UserError(f"{what} is compared by its mean squared error; leave out loss, which is for maps")
 
 
 def choose_blocks(blocks: str | int | Sequence[int] | None, depth: int) -> list[int]:
-    """The numbers of the chosen blocks, from 0 and in order. None chooses all.
+    """Returns the numbers of the chosen blocks, from 0 and in order. None chooses all.
 
-    A number (9, or "9") is a count of the first blocks, a range ("3-8") has both of its ends, and a list ([0, 4, 8], or
-    "0,4,8") names each block.
+    A number N (9 or "9") chooses the first N blocks, a range ("3-8") includes both of its ends, and a list ([0, 4, 8]
+    or "0,4,8") names each block.
     """
     chosen = depth if blocks is None else blocks
     if isinstance(chosen, str | int):
         text = str(chosen)
         if not re.fullmatch(r"\d{1,4}(-\d{1,4}|(,\d{1,4})*,?)", text):
-            raise UserError(f"blocks '{text}' is no count (9), range (3-8) or list (0,4,8)")
+            raise UserError(f"blocks '{text}' is not a count (9), a range (3-8) or a list (0,4,8)")
         first, *rest = (int(number) for number in re.findall(r"\d+", text))
         if "-" in text:
             chosen = range(first, rest[0] + 1)
@@ -296,15 +294,15 @@ def choose_blocks(blocks: str | int | Sequence[int] | None, depth: int) -> list[
             chosen = [first, *rest] if "," in text else range(first)
     chosen = sorted(set(chosen))
     if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
-        raise UserError(f"no such blocks: there are {depth}; choose a count of 1 to {depth}, or numbers from 0")
+        raise UserError(f"no such blocks: there are {depth}; choose a count from 1 to {depth}, or numbers from 0")
     return chosen
 
 
 def name_blocks(blocks: str | int, depth: int) -> str:
-    """The one text that stands for those blocks, however they were written; see `choose_blocks`."""
+    """Returns the same name for the same blocks, however they were written (see `choose_blocks`)."""
     chosen = choose_blocks(blocks, depth)
     first, last = chosen[0], chosen[-1]
-    if len(chosen) <= last - first:  # Some between them are left out.
+    if len(chosen) <= last - first:  # Some blocks between the two are left out.
         return ",".join(map(str, chosen))
     return f"{first}-{last}" if first else f"{len(chosen)}"
 
@@ -315,7 +313,7 @@ PARTS = ("attention", "mlp", "norms", "embeddings")
 
 
 def part_of(name: str) -> str:
-    """To which of `PARTS` a parameter belongs by its name, or "head" for what comes after the last block."""
+    """Returns which of `PARTS` a parameter belongs to by its name, or "head" if it comes after the last block."""
     if name.startswith("blocks."):
         module = name.split(".")[2]
         if module.startswith("norm"):
@@ -329,7 +327,7 @@ def part_of(name: str) -> str:
 
 
 def choose_parts(parts: str) -> list[str]:
-    """The chosen ones of `PARTS`, in their order: "all", or those of a comma list."""
+    """Returns the chosen ones of `PARTS`, in their order. `parts` is "all" or a comma list."""
     words = PARTS if parts == "all" else [word.strip() for word in parts.split(",")]
     for word in words:
         if word not in PARTS:
@@ -341,9 +339,9 @@ def choose_parts(parts: str) -> list[str]:
 def init_from(student: ViT, teacher: ViT, parts: str) -> None:
     """Initialises parts of the student with the teacher's weights: "all", or a comma list of `PARTS`.
 
-    "mlp,norms,embeddings" is the pretrained model with only its attention drawn anew (arXiv 2605.07191); "all" is the
-    start of fine-tuning. The final norm and the head, which depend on the task, stay the student's own. Raises a
-    `UserError` where a tensor of those parts is not the same in both models.
+    "mlp,norms,embeddings" gives the pretrained model, but with random weights in attention (arXiv 2605.07191). "all" is
+    the start of fine-tuning. The final norm and the head depend on the task, so the student keeps its own. Raises a
+    `UserError` if these parts do not have tensors of the same names and shapes in both models.
     """
     chosen = choose_parts(parts)
     theirs, ours = (
@@ -355,7 +353,7 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
         if there != here:
             raise UserError(
                 f"cannot initialise {part_of(name)} from the teacher: {name} is {there} there and {here} in the "
-                f"student; give it the teacher's components (--student native)"
+                f"student; give the student the teacher's components (--student native)"
             )
     for name, value in ours.items():
         value.copy_(theirs[name])
@@ -366,11 +364,12 @@ def init_from(student: ViT, teacher: ViT, parts: str) -> None:
 
 @torch.no_grad()
 def measures(teacher_map: Tensor, student_map: Tensor, config: ViTConfig) -> dict:
-    """How two maps (B, H, N, N) of one block agree, and what each looks like, averaged over images and queries.
+    """Returns how well two maps (B, H, N, N) of a block agree, and what each looks like: means over images and queries.
 
-    Per head, (H,): "kl" and "js", the student's rows against the teacher's, in nats. For teacher and student, (2, H):
-    "entropy" of the rows, in nats; "distance" in patches at which a patch looks at patches; and the shares that go to
-    the "class token", to "registers", and to the "sink", the one token that gets most. `config` is the student's.
+    "kl" and "js", (H,), compare the student's rows with the teacher's, in nats. All others are (2, H), for teacher and
+    student: the "entropy" of the rows, in nats; the "distance", in patches, at which a patch looks at patches; and the
+    shares that go to the "class token", to "registers", and to the "sink", the one token that gets most. `config` is
+    the student's.
     """
     log_s = student_map.clamp_min(torch.finfo(student_map.dtype).tiny).log()
     maps, first = torch.stack((teacher_map, student_map)), int(config.class_token)

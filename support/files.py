@@ -20,7 +20,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # The disk is full 
 
 
 def check_name(path: Path) -> None:
-    """Raises a `UserError` for a path that safetensors cannot open, as it is not UTF-8."""
+    """Raises a `UserError` for a path that safetensors cannot open because it is not UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -29,16 +29,16 @@ def check_name(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path to write to. If all goes well, the file is moved to `path`, and otherwise it vanishes.
+    """Yields a temporary path to write to. On success the file is moved to `path`, and otherwise it is deleted.
 
-    It raises a `UserError` if the disk is full or if one cannot write there, where possible before the caller's work.
+    Raises a `UserError` if the disk is full or `path` cannot be written, if possible before the caller's work.
     """
     if not path.name or path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; give the path of a file")
     check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The temporary folder is beside the file, so that moving is instantaneous, and no other process uses it.
+        # The temporary folder is next to the file, so moving takes no time. No other process uses the folder.
         own_folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.")
     except OSError as error:
         raise cannot_write(path, error.strerror) from error
@@ -48,12 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             umask = os.umask(0)  # The umask cannot be read without setting it.
             os.umask(umask)
-            temporary.chmod(0o666 & ~umask)  # safetensors makes files that only their owner can read.
+            temporary.chmod(0o666 & ~umask)  # safetensors creates files that only their owner can read.
             os.replace(temporary, path)
         except SafetensorError as error:
             raise cannot_write(path, error) from error
         except OSError as error:
-            # The caller's work may fail for another reason, for example at a file that it reads.
+            # The caller's work may fail for another reason, for example when it reads a file.
             is_of_writing = error.errno in DISK if error.filename is None else own_folder.name in str(error.filename)
             if not is_of_writing:
                 raise
@@ -62,9 +62,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def turn(path: Path) -> Iterator[None]:
-    """Waits until no other process makes the file `path`, and keeps others from making it meanwhile.
+    """Waits until no other process is making the file `path`, and then makes all others wait.
 
-    The system drops a lock when its process ends, however it ends. Where there are no locks, nobody waits.
+    The system releases a lock when its process ends for any reason. Where there are no locks, no process waits.
     """
     waiting_room = path.with_name(f".{path.name}.lock")
     try:
@@ -75,7 +75,7 @@ def turn(path: Path) -> Iterator[None]:
     with file:
         with suppress(OSError, AttributeError):  # Some disks have no locks, and Windows has no fcntl.
             fcntl.lockf(file, fcntl.LOCK_EX)
-        was_removed = os.fstat(file.fileno()).st_nlink == 0  # by the one before, for whom this process has waited
+        was_removed = os.fstat(file.fileno()).st_nlink == 0  # The process before this one has removed it.
         try:
             with turn(path) if was_removed else nullcontext():
                 yield
@@ -86,5 +86,5 @@ def turn(path: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, reason: object) -> UserError:
-    advice = "make room there, or choose another place (the variable TORCH_HOME moves the weights)"
+    advice = "free some space, or choose another folder (for weights, with the variable TORCH_HOME)"
     return UserError(f"cannot write {path}: {reason}; {advice}")

@@ -17,14 +17,14 @@ from support.tables import ACCURACIES, Tables, columns_of, title_of
 
 
 def new_figure(path: str, width: float, height: float) -> Any:
-    """Makes an empty matplotlib figure of that size in inches, without a window, for `save`."""
+    """Makes an empty matplotlib figure of this size in inches, without a window, for `save`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("pictures need matplotlib; install it with: pip install matplotlib") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     if Path(path).suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
-        raise UserError(f"cannot tell what kind of picture {path} is to be; let its name end in .png, .svg or .pdf")
+        raise UserError(f"the format of {path} is unknown; use a name that ends in .png, .svg or .pdf")
     return figure
 
 
@@ -35,10 +35,10 @@ def save(figure: Any, path: str) -> None:
 
 
 def draw_gains(tables: Tables, path: str) -> None:
-    """Draws gains over the baseline with their deviation over seeds.
+    """Draws gains over the baseline with their standard deviation over seeds.
 
-    There is a panel for each table, a row for each teacher, and a dot for each column. But where the tables are of
-    different numbers of training images, gains are drawn against that number.
+    There is a panel for each table, a row for each teacher, and a dot for each column. If each table has a different
+    number of training images, the gains are drawn against this number instead.
     """
     numbers = {dict(shared).get("train_images") for shared in tables}
     if len(tables) > 1 and len(numbers) == len(tables) and None not in numbers:
@@ -53,7 +53,7 @@ def draw_gains(tables: Tables, path: str) -> None:
                 means, spreads = list(map(statistics.mean, gains)), list(map(deviation, gains))
                 panel.errorbar(means, range(len(rows)), xerr=spreads, fmt="o", markersize=4, label=column)
         panel.axvline(0, color="black", linewidth=1)
-        # The first teacher is on top.
+        # The first teacher is at the top.
         panel.set_yticks(range(len(rows)), [teacher for _, teacher in rows])
         panel.set(title=title_of(shared), xlabel="gain over the baseline, points", ylim=(len(rows) - 0.5, -0.5))
         panel.grid(alpha=0.3)
@@ -64,7 +64,7 @@ def draw_gains(tables: Tables, path: str) -> None:
 
 def draw_gains_by_images(tables: Tables, path: str) -> None:
     """Draws lines of the gain over the baseline against the number of training images."""
-    lines = {}  # These are lists of (images, mean, deviation).
+    lines = {}  # These are lists of (training images, mean, standard deviation).
     for shared, rows in tables.items():
         for (_, teacher), row in rows.items():
             for column in set(row) - set(ACCURACIES):
@@ -75,19 +75,19 @@ def draw_gains_by_images(tables: Tables, path: str) -> None:
 
 
 def deviation(values: list) -> float:
-    """Returns the standard deviation over seeds, which is 0 for a single one."""
+    """Returns the standard deviation over seeds, which is 0 for a single seed."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def add_point(panels: dict, title: str, line: str, x: float, y: float) -> None:
-    """Adds a point to a line of a panel of `draw_lines`."""
+    """Adds a point to a line in a panel for `draw_lines`."""
     panels.setdefault(title, {}).setdefault(line, []).append((x, y))
 
 
 def draw_lines(panels: dict, x_label: str, path: str, log: bool = False) -> None:
-    """Draws panels by title, at most three a row. Each has lines by name, which are lists of points.
+    """Draws panels by title, at most three per row. A panel has lines by name, and a line is a list of points.
 
-    A point is (x, y) or (x, y, deviation). With `log`, x goes by powers of ten, and there is a line where y is 0.
+    A point is (x, y) or (x, y, standard deviation). With `log`, the x axis is logarithmic, and a line marks y = 0.
     """
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -110,10 +110,10 @@ def draw_lines(panels: dict, x_label: str, path: str, log: bool = False) -> None
 
 
 def draw_maps(image: Tensor, patch: tuple | None, sides: dict, path: str) -> None:
-    """Draws an image, and where a patch of it, or the class token, looks in every block and head.
+    """Draws an image, and where one of its patches, or the class token, looks in every block and head.
 
-    The image is (3, S, S) with values from 0 to 1. `sides` holds maps (blocks, heads, rows, columns) by title. The maps
-    of a head are scaled by the brightest patch of all sides, so that these can be compared.
+    The image is (3, S, S) with values from 0 to 1. `sides` holds maps (blocks, heads, rows, columns) by title. In each
+    head, the maps of all sides are divided by their largest value, so that the sides can be compared.
     """
     from torchvision.utils import make_grid
 
@@ -139,19 +139,19 @@ def draw_maps(image: Tensor, patch: tuple | None, sides: dict, path: str) -> Non
 
 
 def check_page_size(a_block: int, blocks: list) -> None:
-    """Raises a `UserError` if maps of so many bytes a block, in all of `blocks`, are too much for a page."""
-    fit = max(2, 24 * 2**20 // a_block)  # In base64, which makes 4 bytes of 3, this is a page of 32 MiB.
+    """Raises a `UserError` if maps of all `blocks`, with `a_block` bytes per block, are too large for a page."""
+    fit = max(2, 24 * 2**20 // a_block)  # In base64, which turns 3 bytes into 4, this makes a page of 32 MiB.
     if len(blocks) > fit:
         some = ",".join(str(blocks[i * len(blocks) // fit]) for i in range(fit))
-        raise UserError(f"a page of {len(blocks)} blocks would be too large to open; choose some: --blocks {some}")
+        raise UserError(f"a page of {len(blocks)} blocks would be too large to open; choose fewer: --blocks {some}")
 
 
 def write_page(image: Tensor, sides: dict, prefix: list, blocks: list, numbers: dict, path: str) -> None:
-    """Writes viewer.html with an image (3, S, S) from 0 to 1, and with maps in it.
+    """Writes viewer.html with maps, and with an image (3, S, S) whose values are from 0 to 1.
 
-    `sides` holds by title the maps (blocks, H + 1, N, N), of which the last head is the mean, and the `numbers` of each
-    row (..., count), of which the first is the largest share that it gives to one patch, and the second the largest
-    that one patch gives to its token. `prefix` names the tokens before the patches, on which shares are kept exactly.
+    `sides` holds, by title, the maps (blocks, H + 1, N, N), whose last head is the mean, and the `numbers` of each row
+    (..., count). The first number is the largest share that the row gives to one patch. The second is the largest share
+    that one patch gives to its token. `prefix` names the tokens before the patches. Shares on them are stored exactly.
     """
     from torchvision.transforms.v2.functional import to_pil_image
 
@@ -161,8 +161,8 @@ def write_page(image: Tensor, sides: dict, prefix: list, blocks: list, numbers: 
     for title, (maps, of_rows) in sides.items():
         on_prefix, on_patches = maps.tensor_split([len(prefix)], -1)
         content |= {"heads": maps.shape[1] - 1, "grid": math.isqrt(on_patches.shape[-1])}
-        relative = (on_patches / of_rows[..., :1]).nan_to_num()  # A row that gives patches nothing has 0 / 0.
-        codes = (relative ** (1 / 8) * 255).round().byte()  # With the root, small shares have fine steps, too.
+        relative = (on_patches / of_rows[..., :1]).nan_to_num()  # A row that gives nothing to patches has 0 / 0.
+        codes = (relative ** (1 / 8) * 255).round().byte()  # With the root, small shares have fine steps too.
         packed = [in_base64(values.numpy().tobytes()) for values in (codes, torch.cat((of_rows, on_prefix), -1))]
         content["sides"].append({"title": title, "codes": packed[0], "numbers": packed[1]})
     page = Path(__file__).with_name("viewer.html").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""This file handles the processes of a training, as many as torchrun started, and the device that each computes on."""
+"""This module handles the processes of a run, as many as torchrun started, and the device of each process."""
 
 import os
 import time
@@ -14,9 +14,9 @@ from support.errors import UserError
 
 
 class Processes:
-    """This class knows the process that it runs in, and the others. Only the first, `main`, writes files and speaks."""
+    """The current process and the other processes of the run. Only the first one, `main`, writes files and prints."""
 
-    patience = 60  # After so many seconds, all processes must see the same files.
+    patience = 60  # After this many seconds, all processes must see the same files.
 
     def __init__(self, device: str) -> None:
         self.rank = int(os.environ.get("RANK", 0))
@@ -28,7 +28,7 @@ class Processes:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device.index or 0)
         if self.world > 1 and not dist.is_initialized():
-            # In this time the first process can download a data set while the others wait.
+            # The timeout lets the first process download a data set while the others wait.
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
 
     def sum(self, values: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ class Processes:
         return total
 
     def first(self, action: Callable) -> Any:
-        """Lets the first process act, for example download, then the first of each machine, then all others.
+        """Runs `action`, e.g. a download, in the first process, then in the first of each machine, then in all others.
 
-        Those who come later find the work done.
+        Later processes find the work done.
         """
         turn = 0 if self.main else 1 if self.local_rank == 0 else 2
         for at in range(3):
@@ -53,7 +53,7 @@ class Processes:
         return result
 
     def launcher(self) -> list[str]:
-        """Returns the words that start a script in as many processes again, on as many machines."""
+        """Returns the words that start a script in as many processes, on as many machines."""
         if self.world == 1:
             return ["python"]
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
@@ -64,7 +64,7 @@ class Processes:
         return words
 
     def check_same(self, look: Callable, place: str) -> None:
-        """Raises a `UserError` in all processes unless all of them see the same files in that place."""
+        """Raises a `UserError` in all processes unless they all see the same files in `place`."""
         for _ in range(self.patience):
             everyones = [look()] * self.world
             if self.world > 1:
@@ -72,18 +72,18 @@ class Processes:
             if everyones.count(everyones[0]) == self.world:
                 return
             time.sleep(1)  # A shared disk may need some time to show what another machine wrote.
-        raise UserError(f"the processes see different files in {place}; name a folder that all machines share")
+        raise UserError(f"the processes see different files in {place}; give a folder that all machines share")
 
 
 def pick_device(name: str) -> torch.device:
-    """Returns the device of that name. "auto" is CUDA if there is a GPU for it, and else the CPU."""
+    """Returns the device of that name. "auto" means CUDA if there is a GPU for it, and otherwise the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # This line fails if there is no such device.
-    except Exception as error:  # Each kind of device raises errors of its own.
-        raise UserError(f"device '{name}' is not there ({str(error).splitlines()[0]}); use cpu") from error
+    except Exception as error:  # Each kind of device raises its own errors.
+        raise UserError(f"device '{name}' is not available ({str(error).splitlines()[0]}); use cpu") from error
     return device
 
 

@@ -1,7 +1,7 @@
-"""This file is RandAugment (Cubuk et al., arXiv 1909.13719) as timm has it.
+"""This module implements RandAugment (Cubuk et al., arXiv 1909.13719) as timm does.
 
-The public code of arXiv 2411.09702 uses it at magnitude 9, which timm calls rand-m9-mstd0.5-inc1. Here it draws from
-torch's generator, so that it follows from the image's seed.
+The public code of arXiv 2411.09702 uses it at magnitude 9, which timm calls rand-m9-mstd0.5-inc1. Here it uses
+torch's generator, so the image's seed determines the result.
 """
 
 import math
@@ -16,10 +16,10 @@ OPERATIONS = (
 
 
 def rand_augment(image: Any, magnitude: float, mean: tuple) -> Any:
-    """Draws two of OPERATIONS and does each with probability 0.5 to a PIL image.
+    """Draws two of OPERATIONS and applies each to a PIL image with probability 0.5.
 
-    Their strength is drawn from a normal distribution around `magnitude`, with deviation 0.5, and clipped to 0 to 10.
-    Pixels that a movement lays bare get the `mean` colour, which is three numbers from 0 to 1.
+    Their strength is drawn from a normal distribution around `magnitude`, with standard deviation 0.5, and clipped to
+    [0, 10]. Pixels that a movement uncovers get the `mean` colour, three numbers from 0 to 1.
     """
     for _ in range(2):
         name = OPERATIONS[torch.randint(len(OPERATIONS), ())]
@@ -31,7 +31,7 @@ def rand_augment(image: Any, magnitude: float, mean: tuple) -> Any:
 
 
 def operate(name: str, image: Any, strength: float, fill: list) -> Any:
-    """Does one operation to a PIL image. `strength` is from -1 to 1, and its sign is the direction if there is one."""
+    """Applies one operation to a PIL image. `strength` is from -1 to 1, and its sign is the direction, if any."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as F
 
@@ -44,7 +44,7 @@ def operate(name: str, image: Any, strength: float, fill: list) -> Any:
         case "autocontrast" | "equalize" | "invert":
             return getattr(F, name)(image)
         case "posterize":
-            return F.posterize(image, max(1, 4 - int(4 * size)))  # This is the number of bits a channel.
+            return F.posterize(image, max(1, 4 - int(4 * size)))  # This is the number of bits per channel.
         case "solarize":
             return F.solarize(image, 256 - int(256 * size))  # Pixels as bright as this or brighter are inverted.
         case "solarize_add":

@@ -1,4 +1,4 @@
-"""This file says where files of weights are kept, and it downloads and reads them."""
+"""This module finds, downloads and reads weight files."""
 
 import argparse
 import http.client
@@ -28,7 +28,7 @@ def cache_path(name: str) -> Path:
 
 
 def in_hub_cache(url: str) -> Path | None:
-    """Returns the path of a file of the hub in the cache of the hub's own client, or None if it is not there."""
+    """Returns the path of a file of the hub in the cache of the hub's own client, or None if it is not cached."""
     if not url.startswith(HUB):
         return None
     owner, name, file = url.removeprefix(HUB + "/").replace("/resolve/main/", "/").split("/")
@@ -39,20 +39,20 @@ def in_hub_cache(url: str) -> Path | None:
 
 
 def address(url: str) -> str:
-    """Returns the address. If the variable HF_ENDPOINT names a mirror of the hub, it is the address there."""
+    """Returns the address to download from. It is on a mirror of the hub if the variable HF_ENDPOINT names one."""
     return url.replace(HUB, (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/"))
 
 
 def download(url: str, path: Path, otherwise: str) -> None:
-    """Downloads a file to `path`. A download that was cut short is not noticed here, but when the file is read.
+    """Downloads a file to `path`. A truncated download is noticed only when the file is read.
 
-    For every trouble of the network it raises a `UserError` that ends with `otherwise`, the other ways to the file.
+    Every network problem raises a `UserError` that ends with `otherwise`, which says how else to get the file.
     """
     if url.startswith(address(HUB)) and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise UserError(f"HF_HUB_OFFLINE forbids to download {url}; {otherwise}")
-    socket.setdefaulttimeout(60)  # After so many seconds without a byte, torch's download fails instead of hanging.
+        raise UserError(f"HF_HUB_OFFLINE forbids downloading {url}; {otherwise}")
+    socket.setdefaulttimeout(60)  # After this many seconds without a byte, torch's download fails instead of hanging.
     try:
-        urllib.request.Request(url)  # A text that is no address fails here, before torch.hub makes a file.
+        urllib.request.Request(url)  # An invalid address fails here, before torch.hub creates a file.
         torch.hub.download_url_to_file(url, str(path))
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
@@ -61,11 +61,11 @@ def download(url: str, path: Path, otherwise: str) -> None:
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
-# These are the types of numpy's plain numbers. torchvision needs numpy, so it is there.
+# These are the types of numpy's plain numbers. torchvision needs numpy, so it is installed.
 NUMBERS = [type(np.dtype(letter)) for letter in "?bBhHiIlLqQefd"]
-SCALAR = np.float64(0).__reduce__()[0]  # With this function a pickle makes a number of numpy.
+SCALAR = np.float64(0).__reduce__()[0]  # A pickle makes a numpy number with this function.
 
-# Pickles may hold these beside tensors, and no code can hide in them: settings, and numbers of numpy.
+# Besides tensors, pickles may hold settings and numpy numbers, because no code can hide in them.
 HARMLESS = [
     argparse.Namespace,
     np.dtype,
@@ -76,7 +76,7 @@ HARMLESS = [
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tells whether a file begins as safetensors do, with 8 bytes for the header's length and the header in JSON."""
+    """Tells whether a file begins like a safetensors file: 8 bytes for the header's length, then the header in JSON."""
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"
 
@@ -88,14 +88,14 @@ def split_word(path: Path) -> tuple[Path, str]:
 
 
 def read_tensors(path: Path) -> dict:
-    """Returns what a file holds, by name. What is in an entry b of an entry a has the name a.b.
+    """Returns what a file holds, by name. A value in entry b of entry a has the name a.b.
 
-    The file holds safetensors or a pickle, of which no code is run, or is the index of such files. A `UserError` says
-    what is wrong with it.
+    The file holds safetensors or a pickle, whose code is never run, or is the index of such files. A `UserError` says
+    what is wrong with the file.
     """
     if not path.is_file():
-        advice = "; name the file in it" if path.is_dir() else ""
-        raise UserError(f"{path} is not there, or is no file{advice}")
+        advice = "; give the file in it" if path.is_dir() else ""
+        raise UserError(f"{path} does not exist, or is not a file{advice}")
     check_name(path)
     try:
         if is_safetensors(path):
@@ -115,12 +115,12 @@ def read_tensors(path: Path) -> dict:
     except Exception as error:  # If a pickle is broken, torch may raise any error.
         raise UserError(f"{path} {diagnosis(path, error)}") from error
     if len(dict(held)) < len(held):
-        raise UserError(f"{path} holds two values of one name; take the same weights as safetensors")
+        raise UserError(f"{path} holds two values with the same name; use the same weights in safetensors format")
     return dict(held)
 
 
 def read_shards(path: Path) -> dict:
-    """Returns the tensors of all files that an index names. They lie beside it."""
+    """Returns the tensors of all files that an index names. The files lie next to the index."""
     places = json.loads(path.read_bytes())["weight_map"]
     held = {}
     for shard in sorted(set(places.values())):
@@ -128,12 +128,12 @@ def read_shards(path: Path) -> dict:
         held |= {name: value for name, value in tensors.items() if places.get(name) == shard}
     if len(held) < len(places):
         missing = next(name for name in places if name not in held)
-        raise UserError(f"{path} names {missing}, which is not in {places[missing]}; fetch the files again")
+        raise UserError(f"{path} names {missing}, which is not in {places[missing]}; download the files again")
     return held
 
 
 def flatten(held: object, stem: str = "") -> Iterator[tuple[str, object]]:
-    """Yields what nested dictionaries hold, each with its name: the keys that lead to it, with dots between them."""
+    """Yields what nested dictionaries hold, each with its name: the keys that lead to it, joined by dots."""
     if isinstance(held, dict):
         for key, value in held.items():
             yield from flatten(value, f"{stem}.{key}" if stem else str(key))
@@ -142,22 +142,22 @@ def flatten(held: object, stem: str = "") -> Iterator[tuple[str, object]]:
 
 
 def diagnosis(path: Path, error: Exception) -> str:
-    """Says what a file is that cannot be read, and what to do."""
+    """Says what an unreadable file is, and what to do."""
     with open(path, "rb") as file:
         first = file.read(64)
         file.seek(max(0, path.stat().st_size - 2**20))
         last = file.read()
-    inside = last if first.startswith(b"PK") else b""  # A zip archive ends with the names of what is in it.
+    inside = last if first.startswith(b"PK") else b""  # A zip archive ends with the names of its files.
     if b".npy" in inside:
-        return "is an archive of numpy, which is not read here; take the same weights as safetensors"
+        return "is a numpy archive, which cannot be read here; use the same weights in safetensors format"
     if b"/constants.pkl" in inside:
-        return "is a TorchScript program; torch.save(torch.jit.load(FILE).state_dict(), NEW) makes a file that opens"
+        return "is a TorchScript program; torch.save(torch.jit.load(FILE).state_dict(), NEW) makes a readable file"
     if first.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`"
+        return "is a Git LFS pointer instead of the file; fetch the file with `git lfs pull`"
     if first.startswith(b"\x89HDF") or path.suffix == ".msgpack":
-        return "is of TensorFlow or Flax, which is not read here; take the same weights as safetensors"
+        return "is a TensorFlow or Flax file, which cannot be read here; use the same weights in safetensors format"
     if first.startswith(b"{"):
-        return "is no index of weights; name the file of weights"
+        return "is not an index of weights; give the file of weights"
     if "GLOBAL" in str(error):
-        return "holds code and was not loaded; take the same weights as safetensors, or save its state_dict() alone"
-    return "is cut short or is no weights file"
+        return "holds code and was not loaded; use the weights in safetensors format, or save its state_dict() alone"
+    return "is truncated or is not a weights file"
