@@ -472,7 +472,7 @@ FLAGS = {
     "--batch-size": dict(
         type=number_from(int, 1),
         metavar="N",
-        help="The number of images per batch (default: as in training; for speed 16, on CUDA 128).",
+        help="The number of images per batch (default: as in training, at most 256; for speed 16, on CUDA 128).",
     ),
     "--amp": dict(choices=("auto", "bf16", "fp16", "off"), help="The precision (default: the run's)."),
     "--compile": dict(action="store_true", help="Compile the student."),

@@ -169,7 +169,7 @@ class ViTConfig:
     rel_pos: str | None = native(
         None,
         "A learned bias on the logits for each offset between two patches. Each 'block' has a table, or one is "
-        "'shared' by all (BEiT, arXiv 2106.08254). Where a token looks depends on the offset, not on the position.",
+        "'shared' by all (BEiT, arXiv 2106.08254). Where a token looks then depends on offsets, too.",
     )
     rope: str | None = native(
         None,

@@ -489,7 +489,7 @@ def fit_positions(tensors: Tensors, config: ViTConfig) -> Tensors:
     authors of DINOv2 with registers keep the two apart.)
     """
     fitted = dict(tensors)
-    if "pos_embed_from_row_2" in fitted:  # BEiT-3 numbers tokens from 2, as language models do.
+    if "pos_embed_from_row_2" in fitted:  # BEiT-3 numbers tokens from 2.
         add(fitted, "pos_embed", fitted.pop("pos_embed_from_row_2")[2:])
     for name in ("cls_token", "reg_token", "pos_embed"):
         while name in fitted and fitted[name].ndim < 3:
@@ -601,7 +601,7 @@ def fit(file: Published, name: str) -> tuple[Tensors, Faults]:
         "left over": [key for key in tensors if key not in own],
         "wrong": [],
     }
-    for key, value in file.tensors.items():  # Joining makes all of them floats, so types are checked here.
+    for key, value in file.tensors.items():  # Joining can make floats of them, so types are checked here.
         if is_wanted(key, own, config) and not value.is_floating_point():
             faults["wrong"].append(f"{key} is {value.dtype}")
     for key in [key for key in own if key in tensors]:
@@ -614,7 +614,7 @@ def fit(file: Published, name: str) -> tuple[Tensors, Faults]:
 
 
 def contradictions(file: Published, tensors: Tensors, name: str) -> list[str]:
-    """Lists what rules out a teacher apart from names and shapes. (Nothing in a file shows the number of heads.)"""
+    """Lists what rules out a teacher apart from names and shapes. (Most files do not show the number of heads.)"""
     config = find_teacher(name).config
     found = []
     waves = sincos_positions(config)

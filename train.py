@@ -81,7 +81,7 @@ class Settings:
     weights: str | None = flag(
         "run",
         None,
-        "The teacher's file, or 'random'. If the file holds several models, FILE:WORD takes the one called WORD. "
+        "The teacher's file, or 'random'. Of several models in a file, FILE:WORD takes the one whose names have WORD. "
         "Default: as published.",
         metavar="PATH",
     )
@@ -223,7 +223,7 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
     """Groups the student's parameters by weight decay and by `peak`, the highest learning rate that they reach.
 
     With layer decay, the learning rate shrinks by that factor from each block to the one before. The last block has the
-    full rate, as in the code of arXiv 2411.09702; in fine-tuning only the head has it, as in MAE's.
+    full rate, as in the code of arXiv 2411.09702; in fine-tuning, only what follows the blocks has it, as in MAE's.
     """
     groups = {}
     depth, peak = student.config.depth, settings.lr * settings.batch_size / 256
@@ -232,9 +232,9 @@ def parameter_groups(student: ViT, settings: Settings) -> list[dict]:
         if not parameter.requires_grad:
             continue
         rate = peak * settings.layer_decay ** max(0, full - layer_of(name, depth))
-        # Matrices decay; norms, biases, LayerScale, tokens and positions do not. In a student that copies maps, the
+        # Matrices decay; norms, biases, LayerScale, tokens and positions do not. In a block that copies maps, the
         # rows of q and k in `qkv.weight` get zeros as gradients, so AdamW's weight decay still shrinks them. `q_norm`,
-        # `k_norm` and tables of relative positions get None, so they stay as they are.
+        # `k_norm` and its table of relative positions get None, so they stay as they are.
         is_matrix = parameter.ndim > 1 and not name.endswith(("_token", "pos_embed", "bias_table"))
         decay = settings.weight_decay if is_matrix else 0.0
         group = groups.setdefault((rate, decay), dict(params=[], peak=rate, weight_decay=decay))
