@@ -1,13 +1,13 @@
-"""Checks the exercises: shows how far you are and what comes next, tests the laws of one, marks a class.
+"""Checks the exercises: shows how far you are and what comes next, tests the laws of one, or marks a class.
 
-    python exercises/check.py --start          # stubs and answer templates into answers/
-    python exercises/check.py                  # the table, the next exercise, its page
-    python exercises/check.py 4                # the laws of exercise 4
-    python exercises/check.py 4 --hint         # the next of its three hints; counted, never punished
+    python exercises/check.py --start          # Copies stubs and answer templates into answers/.
+    python exercises/check.py                  # Shows the table and the page of the next exercise.
+    python exercises/check.py 4                # Tests the laws of exercise 4.
+    python exercises/check.py 4 --hint         # Shows the next of three hints. They are counted but cost nothing.
     python exercises/check.py --grade SUBMISSIONS --csv scores.csv --salt 2026
 
-Exit status 0: all laws hold; 1: some do not, or are not begun; 2: misuse. --grade runs strangers' code: see README.md
-beside this file.
+The exit status is 0 if all laws hold, 1 if some fail or are not begun, and 2 for a wrong command. --grade runs
+strangers' code: see exercises/README.md.
 """
 
 import csv
@@ -38,7 +38,7 @@ from support.tables import print_aligned
 
 
 def wrapped(text: str) -> str:
-    """Returns a text of several lines that begins after nine letters."""
+    """Wraps a text, and indents all lines but the first by nine letters."""
     indent = " " * 9
     return textwrap.fill(text, 119, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)[9:]
 
@@ -60,7 +60,7 @@ def print_report(exercise: Exercise, path: Path, report: Report) -> None:
         if waiting:
             print(f"  -      {waiting} more {'law waits' if waiting == 1 else 'laws wait'} for this one")
     if report.printed:
-        print(f"it printed:\n{textwrap.indent(report.printed.rstrip(), '  ')}")
+        print(f"your file printed:\n{textwrap.indent(report.printed.rstrip(), '  ')}")
 
 
 def show_table(known: dict[int, Exercise], folder: Path) -> bool:
@@ -90,7 +90,7 @@ def show_one(exercise: Exercise, folder: Path) -> bool:
     report = examine(exercise, path, 0)
     print_report(exercise, path, report)
     if report.state == "holds":
-        print(f"all {len(report.lines)} laws hold; now the open question, at the end of exercises/{exercise.page.name}")
+        print(f"all {len(report.lines)} laws hold; now answer the open question in exercises/{exercise.page.name}")
         return True
     number = min(hints_given(exercise, folder), 2) + 1
     print(f"hint {number} of 3: python exercises/check.py {exercise.number} --hint")
@@ -98,7 +98,7 @@ def show_one(exercise: Exercise, folder: Path) -> bool:
 
 
 def hints_given(exercise: Exercise, folder: Path) -> int:
-    """Returns how many hints of an exercise were asked for. The file has a word for each."""
+    """Returns how many hints for an exercise were shown. The file has a word for each."""
     return beginning(folder / ".hints").split().count(str(exercise.number))
 
 
@@ -113,7 +113,7 @@ def show_hint(exercise: Exercise, folder: Path) -> None:
 
 
 def start(known: dict[int, Exercise], folder: Path) -> None:
-    """Copies stubs and answer templates, and never overwrites."""
+    """Copies stubs and answer templates, and overwrites nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, exercise in known.items():
         template = f"# Exercise {number}: {exercise.title}\n" + "".join(f"\n## {heading}\n" for heading in HEADINGS)
@@ -131,7 +131,7 @@ HEADINGS = ("Prediction", "Command", "Figures", "Explanation", "What would refut
 
 
 def written(path: Path) -> dict[str, str]:
-    """Returns what stands below each heading of a written answer, in single spaces, without <!-- comments -->."""
+    """Returns the text below each heading of a written answer, with single spaces, without <!-- comments -->."""
     text, *commented = beginning(path).split("<!--")
     text += "".join(part.partition("-->")[2] for part in commented)
     parts = re.split(r"^#+ +(.+)$", text, flags=re.MULTILINE)
@@ -139,15 +139,15 @@ def written(path: Path) -> dict[str, str]:
 
 
 def prediction_hash(prediction: str) -> str:
-    """Returns what run.py keeps in a run's config.json, so that no prediction is written after its figures."""
+    """Returns the hash that run.py writes into config.json. It shows whether a prediction was changed afterwards."""
     return hashlib.sha256(prediction.encode()).hexdigest()[:16]
 
 
 def runs_of(folder: Path, number: int) -> list[tuple[str, str, list[float]]]:
-    """Returns seed, hash of the prediction and figures of each run of an exercise that was handed in."""
+    """Returns the seed, the prediction's hash and the figures of each submitted run of an exercise."""
     found = []
     for path in sorted(folder.rglob("config.json")):
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # It is no run.
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # It is not a run.
             config, result = [json.loads(beginning(path.with_name(name))) for name in (path.name, "result.json")]
             figures = [value for value in result.values() if isinstance(value, float)]
             if config["exercise"]["number"] == number:
@@ -156,7 +156,7 @@ def runs_of(folder: Path, number: int) -> list[tuple[str, str, list[float]]]:
 
 
 def missing_parts(answer: Path, folder: Path, number: int) -> list[str]:
-    """Returns which of the four parts of a written answer a machine misses. Its runs lie below `folder`."""
+    """Returns which of four parts a written answer lacks, as far as a machine can tell. `folder` has its runs."""
     text, runs = written(answer), runs_of(folder, number)
     numbers = re.findall(r"\d+(?:\.\d+)?", text.get("Figures", ""))
     in_words = {f"{value:.{digits}f}" for *_, figures in runs for value in figures for digits in (1, 2, 3)}
@@ -165,7 +165,7 @@ def missing_parts(answer: Path, folder: Path, number: int) -> list[str]:
         "the prediction before the run": {sealed for _, sealed, _ in runs}
         == {prediction_hash(text.get("Prediction", ""))},
         "three seeds": len({seed for seed, *_ in runs}) >= 3,
-        "figures of its runs": len(numbers) >= 3 and not in_words.isdisjoint(numbers),
+        "figures from its runs": len(numbers) >= 3 and not in_words.isdisjoint(numbers),
     }
     return [name for name in holds if not holds[name]]
 
@@ -174,19 +174,19 @@ def missing_parts(answer: Path, folder: Path, number: int) -> list[str]:
 
 
 def workers() -> int:
-    """Returns how many answers may be checked at once, by the cores and by the memory of machine and container."""
+    """Returns how many answers can be checked at once with the cores and memory of this machine or container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = [math.inf]
     with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf.
         memory.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # in a container of either kind
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # A container has one of these files.
         with suppress(OSError, ValueError):  # Without a limit, the file says "max".
             memory.append(int(Path("/sys/fs/cgroup", name).read_text("utf-8")))
     return int(max(1, min(cores, min(memory) // MEMORY - 1)))  # One share is for this process.
 
 
 def plain(text: str) -> str:
-    """Returns a text as a cell: printable, and no formula to a spreadsheet."""
+    """Makes a text fit for a cell: it is printable, and no spreadsheet takes it for a formula."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return f"'{text}" if text[:1] in tuple("=+-@") else text
 
@@ -195,10 +195,10 @@ FOR_LAWS, FOR_WRITING = 0.6, 0.4  # These are shares of an exercise's points.
 
 
 def grade(known: dict, folder: Path, table: Path, salt: str, check: Callable) -> None:
-    """Marks every folder in `folder`, prints the points, and writes them as CSV: a row a name, a column an exercise.
+    """Marks every folder in `folder`, prints the points, and writes them as CSV: a row for each name.
 
-    `check(exercise, path, seed)` makes a report. Random inputs follow from salt, name and exercise. The file `table`
-    is replaced when the new table is whole.
+    `check(exercise, path, seed)` returns a report. Salt, name and exercise determine the random inputs. The file
+    `table` is replaced only when the new table is complete.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give --grade a folder that holds one folder for each name")
@@ -219,7 +219,7 @@ def grade(known: dict, folder: Path, table: Path, salt: str, check: Callable) ->
 
 
 def mark(person: Path, exercise: object, salt: str, check: Callable) -> tuple[float, str]:
-    """Returns points and remarks of one name for one exercise. Whatever was handed in, it does not stop the others."""
+    """Returns one person's points and remarks for one exercise. No submission can stop the marking of the others."""
     number = exercise.number
     place = person / "answers" if (person / "answers").is_dir() else person
     try:
@@ -227,7 +227,7 @@ def mark(person: Path, exercise: object, salt: str, check: Callable) -> tuple[fl
         report = check(exercise, place / f"e{number}.py", seed)
         missing = missing_parts(place / f"e{number}.md", person, number)
     except Exception as error:
-        return 0.0, f"e{number}: could not be marked, look at it yourself ({type(error).__name__})"
+        return 0.0, f"e{number}: could not be marked; look at it yourself ({type(error).__name__})"
     lacks = f"lacks {', '.join(missing)}" if 0 < len(missing) < 4 else ""
     remarks = " ".join(filter(None, [report.mistake, lacks]))
     points = exercise.points * (FOR_LAWS * report.share + FOR_WRITING * (1 - len(missing) / 4))
@@ -241,24 +241,24 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("exercise", nargs="?", type=int, metavar="N", help="The number of an exercise.")
-    add("--hint", action="store_true", help="Print the next hint of exercise N.")
+    add("--hint", action="store_true", help="Print the next hint for exercise N.")
     add("--start", action="store_true", help="Copy stubs and answer templates. Nothing is overwritten.")
     add("--grade", metavar="DIR", help="Mark the folders in DIR, one for each name.")
-    add("--csv", metavar="FILE", help="With --grade: the file that gets a row for each name.")
-    add("--salt", help="With --grade: random inputs follow from it and the name. Default: another one each time.")
-    add("--answers", default=ROOT / "answers", type=Path, metavar="DIR", help="The answers. Default: answers.")
+    add("--csv", metavar="FILE", help="With --grade: the file to write, with a row for each name.")
+    add("--salt", help="With --grade: it determines the random inputs, with the name. Default: a random one.")
+    add("--answers", default=ROOT / "answers", type=Path, metavar="DIR", help="The answers' folder. Default: answers.")
     args = parser.parse_args(words)
     if (args.exercise is not None) + args.start + (args.grade is not None) > 1:
-        raise UserError("one thing at a time: an exercise's number, --start or --grade")
+        raise UserError("one thing at a time: give an exercise's number, --start or --grade")
     if args.hint and args.exercise is None:
-        raise UserError("a hint of which exercise? python exercises/check.py N --hint")
+        raise UserError("a hint for which exercise? use python exercises/check.py N --hint")
     if (args.grade is None) != (args.csv is None) or (args.salt and args.grade is None):
-        raise UserError("--grade DIR and --csv FILE go together, and --salt with them")
+        raise UserError("--grade DIR and --csv FILE go together, and --salt needs both")
     return args
 
 
 def main(words: list[str] | None = None) -> int:
-    """Does what is asked for; returns the exit status."""
+    """Runs the command and returns the exit status."""
     args, known = parse_arguments(words), exercises()
     if args.exercise is not None and args.exercise not in known:
         raise UserError(f"there is no exercise {args.exercise}; choose one of {', '.join(map(str, known))}")

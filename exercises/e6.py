@@ -1,4 +1,4 @@
-"""Exercise 6, a gate for every head. The statement is e6.md."""
+"""Exercise 6: a gate for every head. See exercises/e6.md."""
 
 from torch import Tensor
 
@@ -6,17 +6,17 @@ from model import Routing
 
 
 def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
-    """Each head reads partly with the teacher's map and partly with its own.
+    """Reads, in each head, partly with the teacher's map and partly with its own.
 
     theirs, own: routings of q and k (B, H, N, d). v: (B, H, N, d). gate: (H,), from 0 (the head's own map) to 1 (the
-    teacher's). Returns what the heads read, (B, H, N, d). Gradients reach own, v and gate, and never theirs.
+    teacher's). Returns what the heads read, (B, H, N, d). Gradients reach own, v and gate, but not theirs.
     """
     raise NotImplementedError
 
 
 def open_gates(raw: Tensor) -> Tensor:
-    """The gates (H,), from 0 to 1, that belong to a parameter raw (H,), which an optimiser may move anywhere.
+    """Returns the gates (H,), from 0 to 1, of a parameter raw (H,), which an optimiser may move anywhere.
 
-    Each gate depends on its own number alone, and rises with it. raw = 0 is a gate half open.
+    Each gate depends only on its own number, and rises with it. At raw = 0 a gate is half open.
     """
     raise NotImplementedError

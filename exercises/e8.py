@@ -1,4 +1,4 @@
-"""Exercise 8, say the gain before you train. The statement is e8.md."""
+"""Exercise 8: say the gain before you train. See exercises/e8.md."""
 
 from torch import Tensor
 
@@ -6,9 +6,9 @@ from model import ViT
 
 
 def score(teacher: ViT, images: Tensor, labels: Tensor) -> float:
-    """How much a student will gain from copying this teacher's maps: a larger number for a larger gain.
+    """Returns a number that is larger, the more a student will gain from copying this teacher's maps.
 
-    teacher: any ViT of model.py with a class token. images: (B, 3, S, S), normalised as the teacher wants them.
-    labels: (B,), of the student's task. Of the teacher only its maps on these images are used.
+    teacher: any ViT from model.py with a class token. images: (B, 3, S, S), normalised as the teacher expects.
+    labels: (B,), for the student's task. From the teacher, only its maps on these images are used.
     """
     raise NotImplementedError

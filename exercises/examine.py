@@ -1,6 +1,6 @@
-"""One answer to one exercise: read in, tried on its laws, in a process of its own.
+"""This module loads the answer to an exercise and tests the laws on it, in a process of its own.
 
-check.py asks for this, and run.py loads a learner's functions with it.
+check.py uses it for that, and run.py loads a learner's functions with it.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ try:
 except ImportError:  # Windows has no such module.
     resource = None
 
-LONGEST = 100_000  # No more letters of a file that was handed in are read.
-MEMORY = 2 * 1024**3  # The process of one answer may take so many bytes.
-PATIENCE = 4  # A process may exist for so many times the seconds that it may compute: it may sleep, or wait for a core.
+LONGEST = 100_000  # At most this many letters of a submitted file are read.
+MEMORY = 2 * 1024**3  # The process of one answer may take this many bytes.
+PATIENCE = 4  # A process may exist for this many times its computing time, as it may sleep or wait for a core.
 
 
 class Exercise:
-    """What the files of an exercise say. Nothing else here knows one exercise from another."""
+    """An exercise, as its files describe it. All other code treats all exercises alike."""
 
     def __init__(self, number: int) -> None:
         self.number, self.laws = number, importlib.import_module(f"laws.e{number}")
         head = re.fullmatch(r"(.+) \((.+), (\d+) points\)", self.laws.__doc__.splitlines()[0])
         self.title, self.time, self.points = head[1], head[2], int(head[3])
-        self.call_seconds = getattr(self.laws, "SECONDS", SECONDS)  # for one call of a learner's function
+        self.call_seconds = getattr(self.laws, "SECONDS", SECONDS)  # This limits one call of a learner's function.
         self.stub, self.page = HERE / f"e{number}.py", HERE / f"e{number}.md"
 
 
@@ -52,7 +52,7 @@ def exercises() -> dict[int, Exercise]:
 
 
 def beginning(path: Path) -> str:
-    """Returns the text of a file, or its first letters if it is very long, or "" if it is no file."""
+    """Returns the text of a file, only its beginning if it is very long, or "" if it is not a file."""
     if not path.is_file():
         return ""
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -63,7 +63,7 @@ def beginning(path: Path) -> str:
 
 
 class Line(NamedTuple):
-    """What was found of one law: "ok", "WRONG", "not begun", or "waits" for another one."""
+    """The result of one law: "ok", "WRONG", "not begun", or "waits" for another one."""
 
     law: str
     state: str
@@ -71,10 +71,10 @@ class Line(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was found of one answer."""
+    """The results of one answer."""
 
     lines: list[Line] = []
-    mistake: str = ""  # This says why no law could be tried.
+    mistake: str = ""  # This says why no law could be tested.
     printed: str = ""
 
     @property
@@ -91,7 +91,7 @@ class Report(NamedTuple):
 
 
 def load(path: Path) -> types.ModuleType:
-    """A learner's file as a module; `Wrong` where it cannot be read in."""
+    """Loads a learner's file as a module. Raises `Wrong` if this fails."""
     module = types.ModuleType("answer")
     module.__file__, sys.modules["answer"] = str(path), module
     try:
@@ -99,22 +99,22 @@ def load(path: Path) -> types.ModuleType:
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except SyntaxError as error:
         raise Wrong(
-            f"The file does not parse: {error.msg}, in line {error.lineno} ({(error.text or '').strip()})."
+            f"The file does not parse: {error.msg}, on line {error.lineno} ({(error.text or '').strip()})."
         ) from None
     except TooSlow:
-        raise Wrong(f"The file was not read in within {SECONDS:g} s. What runs outside of functions?") from None
+        raise Wrong(f"The file took more than {SECONDS:g} s to load. What runs outside of functions?") from None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too
-        raise Wrong(f"The file raised {place_of(error, module)}, when it was read in.") from None
+    except BaseException as error:  # This may be SystemExit, too.
+        raise Wrong(f"The file raised {place_of(error, module)}, when it was loaded.") from None
     return module
 
 
 def try_laws(laws: types.ModuleType, module: types.ModuleType, seed: int, **options) -> Iterator[Line]:
-    """Tries one law after another. A law waits if one that it needs does not hold, or if the call itself went wrong."""
+    """Tests one law after another. A law waits if one that it needs does not hold, or if its call failed before."""
     answer = Answer(module, laws.RETURNS, getattr(laws, "SECONDS", SECONDS))
     options = {"draws": getattr(laws, "DRAWS", 12)} | options
-    blame, told = {}, {}  # by law: whom it waits for; by sentence: under which law it was told
+    blame, told = {}, {}  # These map a law to the one that it waits for, and a sentence to the law that raised it.
     for law in laws.LAWS:
         name = law.__doc__.strip()
         failed = [need for need in getattr(law, "needs", []) if need in blame]
@@ -132,12 +132,12 @@ def try_laws(laws: types.ModuleType, module: types.ModuleType, seed: int, **opti
         except Exception as error:
             blame[law] = name
             yield Line(
-                name, "WRONG", f"This law could not be computed from what came back ({place_of(error, module)})."
+                name, "WRONG", f"This law could not use what your function returned ({place_of(error, module)})."
             )
 
 
 def work(exercise: Exercise, path: Path, seed: int, seconds: float, result: Path) -> None:
-    """Checks one answer in this process, which is a process for it alone, and writes the report to a file."""
+    """Checks one answer in this process, which runs nothing else, and writes the report to a file."""
     if resource:
         spent = resource.getrusage(resource.RUSAGE_SELF)
         seconds = math.ceil(spent.ru_utime + spent.ru_stime + seconds)
@@ -156,7 +156,7 @@ def work(exercise: Exercise, path: Path, seed: int, seconds: float, result: Path
 def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = None) -> Report:
     """Checks one answer in a process of its own, unless it is missing or still the stub.
 
-    The process is ended when it has computed for `seconds`, however busy the machine is.
+    The process is ended after `seconds` of computing, however busy the machine is.
     """
     seconds = seconds or 12 * exercise.call_seconds
     if not path.is_file():
@@ -174,7 +174,7 @@ def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = N
         process = subprocess.Popen(
             [*words, str(result)], **streams, cwd=elsewhere, env=environment, start_new_session=True
         )
-        too_long = Report(mistake=f"It did not end within {seconds:g} s. Is there a loop without an end?")
+        too_long = Report(mistake=f"It did not finish within {seconds:g} s. Is there an endless loop?")
         try:
             status = process.wait(PATIENCE * seconds)
             return too_long if resource and status == -signal.SIGXCPU else read_report(exercise, result)
@@ -182,24 +182,22 @@ def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = N
             return too_long
         except Exception:  # There is no report, or the learner's file has written one of its own.
             how = f"was killed by signal {-status}" if status < 0 else "ended its own process"
-            return Report(
-                mistake=f"It {how} before the laws were through. Take out exit(), and what needs much memory."
-            )
+            return Report(mistake=f"It {how} before all laws were tested. Remove exit(), and what needs much memory.")
         finally:
             end(process)
 
 
 def read_report(exercise: Exercise, path: Path) -> Report:
-    """Returns the report that a process has written. Raises an exception unless it is one of that exercise's laws."""
+    """Reads the report that a process has written. Raises an exception unless it has that exercise's laws."""
     lines, mistake, printed = json.loads(beginning(path))
     lines = [Line(*map(str, line)) for line in lines]
     if lines and [line.law for line in lines] != [law.__doc__.strip() for law in exercise.laws.LAWS]:
-        raise ValueError("these are other laws")
+        raise ValueError("the report has other laws")
     return Report(lines, str(mistake), str(printed))
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ends a process and what it has started."""
+    """Ends a process and those that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
     process.wait()

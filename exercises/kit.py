@@ -1,7 +1,7 @@
-"""What the laws of the exercises share: random inputs, manners, and the place that plugs a function into a transfer.
+"""This module has what the laws share: random inputs, manners, and a way to plug a function into a transfer.
 
-A law is a function `law(answer, draw)` that raises `Wrong(sentence)` where it does not hold. Its docstring is the line
-that check.py prints. `answer.name(...)` calls the learner's function, `draw` has the inputs.
+A law is a function `law(answer, draw)` that raises `Wrong(sentence)` if it does not hold. check.py prints its
+docstring. `answer.name(...)` calls the learner's function, and `draw` makes the inputs.
 """
 
 import copy
@@ -12,25 +12,25 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from model import Routing, ViTConfig
+from model import Routing, ViT, ViTConfig
 from transfer import AttentionTransfer
 
-SECONDS = 10.0  # that one call of a learner's function may take, unless the laws have a SECONDS of their own
+SECONDS = 10.0  # A call of a learner's function may take this long, unless the laws have their own SECONDS.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 class Wrong(Exception):
-    """A law does not hold. Its text: a small counterexample in figures, what was expected, and what it means."""
+    """A law does not hold. The text has a small counterexample in figures, what was expected, and what it means."""
 
 
 class Manners(Wrong):
-    """A call went wrong before its result could be looked at."""
+    """A call broke the rules for all functions, so no law looked at its result."""
 
 
 class NotBegun(Exception):
@@ -45,42 +45,42 @@ class TooSlow(BaseException):
 
 
 class Draw:
-    """Random inputs for a law. Levels 0, 1, 2, ... are larger and larger; all sizes differ, but see `square`."""
+    """Random inputs for a law. Levels 0, 1, 2, ... are ever larger. All sizes differ, but see `square`."""
 
     def __init__(self, seed: int, level: int = 0, dtype: torch.dtype = torch.float64) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.level, self.dtype = level, dtype
-        # Four sizes that differ: two dimensions that are mixed up give a shape that does not fit.
+        # The four sizes differ, so if two dimensions are mixed up, the shape is wrong.
         self.B, self.H, self.d, self.N = 1 + level, 2 + level, 3 + level, 4 + level
 
     def square(self) -> "Draw":
-        """The same draw with N = H, where what is meant for heads fits tokens, too, and is broadcast without a word."""
+        """Returns the same draw with N = H. What is meant for heads then also fits tokens, so no error is raised."""
         same = copy.copy(self)
         same.N = same.H
         return same
 
     def numbers(self, *shape: int) -> Tensor:
-        """Standard normal."""
+        """Draws from the standard normal distribution."""
         return torch.randn(shape, generator=self.generator, dtype=self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
-        """From 0 to 1."""
+        """Draws from 0 to 1."""
         return torch.rand(shape, generator=self.generator, dtype=self.dtype)
 
     def integer(self, low: int, high: int) -> int:
-        """low <= x < high."""
+        """Draws x with low <= x < high."""
         return int(torch.randint(low, high, (), generator=self.generator))
 
     def routing(
         self, B: int | None = None, H: int | None = None, N: int | None = None, d: int | None = None, bias: bool = False
     ) -> Routing:
-        """A routing of random q and k (B, H, N, d); with `bias`, a random one (H, N, N). Sizes are the draw's."""
+        """Draws a routing: q and k (B, H, N, d) and, if asked, bias (H, N, N). Its sizes are the draw's by default."""
         B, H, N, d = B or self.B, H or self.H, N or self.N, d or self.d
         q, k = self.numbers(2, B, H, N, d)
         return Routing(q, k, self.numbers(H, N, N) if bias else None)
 
     def maps(self, count: int = 1, B: int | None = None, H: int | None = None, N: int | None = None) -> list[Tensor]:
-        """Random maps, each (B, H, N, N), whose rows sum to 1."""
+        """Draws maps, each (B, H, N, N), whose rows sum to 1."""
         N = N or self.N
         return [self.numbers(B or self.B, H or self.H, N, N).softmax(-1) for _ in range(count)]
 
@@ -89,19 +89,19 @@ class Draw:
 
 
 def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
-    """Whether all numbers agree, to 1e-8 in float64 and to 1e-4 in float32, absolute plus relative, unless told."""
+    """Tells whether all numbers agree. By default: to 1e-8 in float64, 1e-4 in float32, absolute plus relative."""
     tolerance = TOLERANCE[a.dtype] if tolerance is None else tolerance
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def worst(a: Tensor, b: Tensor) -> tuple[int, ...]:
-    """The index of the largest difference, for sentences."""
+    """Returns the index of the largest difference, for sentences."""
     apart = torch.where(a == b, 0.0, (a - b).abs()).nan_to_num(nan=math.inf)
     return tuple(int(i) for i in torch.unravel_index(apart.argmax(), apart.shape))
 
 
 def shown(x: Tensor | float) -> str:
-    """Numbers as a sentence has them: 0.25, [0.25, 0.75], [[1, 0], [0, 1]]."""
+    """Writes numbers for sentences: 0.25, [0.25, 0.75], [[1, 0], [0, 1]]."""
     if isinstance(x, Tensor) and x.ndim:
         return f"[{', '.join(shown(part) for part in x)}]"
     x = 0.0 if abs(x) < 1e-12 else float(x)
@@ -109,16 +109,16 @@ def shown(x: Tensor | float) -> str:
 
 
 def described(value: Any) -> str:
-    """What a value is, for sentences: its type and shape."""
+    """Describes a value for sentences, by its type and shape."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
-    if hasattr(value, "_fields"):  # a named tuple, such as Routing
+    if hasattr(value, "_fields"):  # This is a named tuple, such as Routing.
         parts = (f"{name}: {described(part)}" for name, part in zip(value._fields, value, strict=True))
         return f"{type(value).__name__}({', '.join(parts)})".replace("a tensor ", "")
     if isinstance(value, tuple | list):
         parts = ", ".join(described(part) for part in value)
         return f"({parts})" if isinstance(value, tuple) else f"[{parts}]"
-    if isinstance(value, ViTConfig):  # what says which token is which
+    if isinstance(value, ViTConfig):  # These fields say which token is which.
         return f"ViTConfig(grid={value.grid}, class_token={value.class_token}, registers={value.registers})"
     return repr(value) if isinstance(value, int | float | str | None) else f"a {type(value).__name__}"
 
@@ -127,17 +127,17 @@ def described(value: Any) -> str:
 
 
 class Answer:
-    """A learner's functions, guarded by manners: `answer.name(...)` calls `name` on copies of what it is given.
+    """A learner's functions, guarded by manners: `answer.name(...)` calls `name` on copies of the arguments.
 
-    `returns` has, for every function that is asked for, a function of the same arguments that makes an example of what
-    must come back: its type, shape and dtype count. A class stands for any instance of it. Raises `Wrong` if the call
-    raised, took too long, changed its inputs, or returned something else or numbers that are not finite (unless it is
-    called with allow_infinite=True). Gradients pass through the copies; a torch.Generator is handed over as it is.
+    `returns` has, for each of these functions, a function of the same arguments that makes an example of the result.
+    The type, shape and dtype must match; a class stands for any instance. Raises `Wrong` if the call raised an error,
+    took too long, changed its inputs, or returned something else, or numbers that are not finite (unless called with
+    allow_infinite=True). Gradients pass through the copies; a torch.Generator is passed as it is.
     """
 
     def __init__(self, module: ModuleType, returns: dict[str, Callable], seconds: float = SECONDS) -> None:
         self.module, self.returns, self.seconds = module, returns, seconds
-        self.blamed = {}  # by function: what it was first blamed for, which need not be found out twice
+        self.blamed = {}  # This has the first complaint about each function, which is then not called again.
 
     def __getattr__(self, name: str) -> Callable:
         if name not in self.returns:
@@ -167,9 +167,7 @@ class Answer:
         except NotImplementedError:
             raise NotBegun(f"{name} is still the stub") from None
         except TooSlow:
-            slow = (
-                f"{name} did not come back within {self.seconds:g} s, given {inputs}. Is there a loop without an end?"
-            )
+            slow = f"{name} did not return within {self.seconds:g} s, given {inputs}. Is there an endless loop?"
             raise Manners(slow) from None
         except KeyboardInterrupt:
             raise
@@ -178,24 +176,24 @@ class Answer:
         for parameter, before, after in zip(parameters, args, given, strict=False):
             if not unchanged(before, after):
                 raise Manners(
-                    f"{name} changed its input {parameter}, which its caller still needs. Compute a new tensor: "
-                    f"without x[...] = ..., x += ... or functions whose names end in _."
+                    f"{name} changed its input {parameter}, which its caller still needs. Compute a new tensor "
+                    f"instead: avoid x[...] = ..., x += ... and functions whose names end in _."
                 )
         if complaint := misfit(value, expected):
             raise Manners(f"{name} returned {complaint}, given {inputs}.")
         if not (allow_infinite or finite(value)):
             raise Manners(
-                f"{name} returned numbers that are not finite (inf or nan), given {inputs}. Look for log of 0, exp "
-                f"of a large number, 1 / 0, 0 / 0 and inf - inf."
+                f"{name} returned numbers that are not finite (inf or nan), given {inputs}. Look for the log of 0, "
+                f"exp of a large number, 1 / 0, 0 / 0 and inf - inf."
             )
         return value
 
 
 @contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raises TooSlow inside after so many seconds of computing, where the system can count them.
+    """Raises TooSlow in the code inside after so many seconds of computing, if the system can count them.
 
-    They are seconds of this process, so a busy machine makes nobody too slow. examine.py ends what does not listen.
+    Only this process counts, so a busy machine makes nobody too slow. examine.py ends code that catches TooSlow.
     """
     if not hasattr(signal, "SIGPROF"):
         yield
@@ -214,7 +212,7 @@ def limit(seconds: float) -> Iterator[None]:
 
 
 def copied(value: Any) -> Any:
-    """A copy through which gradients pass."""
+    """Returns a copy through which gradients pass."""
     if isinstance(value, nn.Module):
         return copy.deepcopy(value)
     return tree_map(lambda part: part.clone() if isinstance(part, Tensor) else part, value)
@@ -225,22 +223,22 @@ def unchanged(before: Any, after: Any) -> bool:
         before, after = before.state_dict(), after.state_dict()
     before, after = tree_leaves(before), tree_leaves(after)
     tensors = [(x, y) for x, y in zip(before, after, strict=False) if isinstance(x, Tensor)]
-    # Where a number is nan, it was so before: equal_nan.
+    # A number that was nan before may still be nan (equal_nan).
     return len(before) == len(after) and all(x.shape == y.shape and x.allclose(y, 0, 0, True) for x, y in tensors)
 
 
 def misfit(value: Any, expected: Any) -> str:
-    """How a value is not like the expected example: a part of a sentence, or "" where it is."""
+    """Returns how a value differs from the expected example, as part of a sentence, or "" if it does not."""
     if isinstance(expected, type):
-        return "" if isinstance(value, expected) else f"{described(value)} where a {expected.__name__} is asked for"
+        return "" if isinstance(value, expected) else f"{described(value)} where a {expected.__name__} is expected"
     if isinstance(expected, float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return "" if is_number else f"{described(value)} where a plain number is asked for (of a tensor: .item())"
+        return "" if is_number else f"{described(value)} where a plain number is expected (for a tensor, use .item())"
     if described(value) != described(expected):
-        return f"{described(value)} where {described(expected)} is asked for"
+        return f"{described(value)} where {described(expected)} is expected"
     for found, example in zip(tree_leaves(value), tree_leaves(expected), strict=True):
         if isinstance(found, Tensor) and found.dtype != example.dtype:
-            return f"{found.dtype} where {example.dtype} is asked for: keep the dtype of the input"
+            return f"{found.dtype} where {example.dtype} is expected: keep the dtype of the input"
     return ""
 
 
@@ -249,17 +247,17 @@ def finite(value: Any) -> bool:
 
 
 def place_of(error: BaseException, module: ModuleType) -> str:
-    """An exception in one line, and where in the learner's file it came from."""
+    """Describes an exception in one line, with its place in the learner's file."""
     said = (str(error).strip().splitlines() or [""])[0][:200]
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
-    return f"{text}, in line {own[-1].lineno} ({own[-1].line})" if own else f"{text}, before its first line"
+    return f"{text}, on line {own[-1].lineno} ({own[-1].line})" if own else f"{text}, before its first line"
 
 
 def false_slope(total: Callable, inputs: dict[str, Tensor], draw: Draw) -> tuple[str, float, float] | None:
-    """The first of the inputs whose gradient is not that of `total(inputs)`, a number; None if all are right.
+    """Finds the first input whose gradient is not that of the number `total(inputs)`, or None if all are right.
 
-    Returns its name, its slope in a random direction, and what a small step in that direction changes, per step.
+    Returns its name, its slope in a random direction, and the slope that a small step in that direction shows.
     """
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     gradients = torch.autograd.grad(total(leaves), list(leaves.values()))
@@ -274,18 +272,39 @@ def false_slope(total: Callable, inputs: dict[str, Tensor], draw: Draw) -> tuple
     return None
 
 
+# ---- What the experiments of exercises yield -------------------------------------------------------------------------
+
+
+class Trial(NamedTuple):
+    """Runs to train, as train.py would with these words, but `change` changes each transfer."""
+
+    label: str
+    words: list[str]
+    change: Callable[[AttentionTransfer], Any] | None = None
+    teacher: ViT | None = None  # It replaces the one that the words name.
+    build_student: Callable | None = None  # It replaces train.py's.
+
+
+class Finding(NamedTuple):
+    """What was found without training. It is written as a run of its own, for marking."""
+
+    name: str
+    settings: dict
+    result: dict
+
+
 # ---- Running a law, and running a transfer ---------------------------------------------------------------------------
 
 
 def hold(law: Callable, answer: Answer, seed: int, draws: int = 12, dtype: torch.dtype = torch.float64) -> None:
-    """Runs one law on draws from small to large: the first counterexample is a small one."""
+    """Runs one law on draws from small to large, so that the first counterexample is a small one."""
     for number in range(draws):
-        torch.default_generator.manual_seed(seed)  # for a learner who draws without a generator
-        law(answer, Draw(seed * 1009 + number, number // 2, dtype))  # levels 0, 0, 1, 1, 2, 2, ...
+        torch.default_generator.manual_seed(seed)  # A learner may draw without a generator.
+        law(answer, Draw(seed * 1009 + number, number // 2, dtype))  # The levels are 0, 0, 1, 1, 2, 2, ...
 
 
 def plugged(transfer: AttentionTransfer, function: Callable[[int, Routing], Routing]) -> AttentionTransfer:
-    """The transfer, in which each of the teacher's routings goes through `function(block, routing)` from now on."""
+    """Changes a transfer: from now on, the teacher's routings go through `function(block, routing)`."""
     look = transfer.teacher_routings
 
     def teacher_routings(images: Tensor, drops: Tensor | None = None) -> dict[int, Routing]:

@@ -10,13 +10,13 @@ RETURNS = {"same_map": lambda r, A, c: r}
 
 
 def times_one(draw: Draw, *factors: float) -> Tensor:
-    """For each head a matrix that stretches everything by one factor: (H, d, d)."""
+    """Returns for each head a multiple of the identity matrix: (H, d, d)."""
     one = torch.eye(draw.d, dtype=draw.dtype)
     return torch.stack([factors[head % len(factors)] * one for head in range(draw.H)])
 
 
 def invertible(draw: Draw) -> Tensor:
-    """A random matrix (H, d, d) for each head, not symmetric, whose inverse is not large."""
+    """Returns a random matrix (H, d, d) for each head. It is not symmetric, and its inverse is not large."""
     first, second = (torch.linalg.qr(draw.numbers(draw.H, draw.d, draw.d))[0] for _ in range(2))
     return first * (0.5 + draw.uniform(draw.H, 1, draw.d)) @ second
 
@@ -28,14 +28,14 @@ def keys_are_shifted(answer: Answer, draw: Draw) -> None:
     found = answer.same_map(r, times_one(draw, 1), c).k
     if close(found, r.k + c):
         raise Wrong(
-            f"With {draw.H} tokens and {draw.H} heads, c was added token by token: k + c lines up the last two "
+            f"With {draw.H} tokens and {draw.H} heads, c was added token by token: k + c aligns the last two "
             f"dimensions, which are (N, d) in k and (H, d) in c. All tokens of head 0 should get c[0] = {shown(c[0])}."
         )
     if not close(found, asked):
         b, h, n, _ = worst(found, asked)
         raise Wrong(
-            f"A is the unit matrix, and the key of token {n} in head {h} became {shown(found[b, h, n])}; k + c is "
-            f"{shown(asked[b, h, n])} there."
+            f"A is the identity matrix, and the key of token {n} in head {h} became {shown(found[b, h, n])}, but k + c "
+            f"is {shown(asked[b, h, n])} there."
         )
 
 
@@ -47,11 +47,11 @@ def keys_are_transformed(answer: Answer, draw: Draw) -> None:
     if close(found, asked):
         return
     b, h, n, _ = worst(found, asked)
-    key = f"The key of token {n} in head {h} became {shown(found[b, h, n])}; (k + c) A is {shown(asked[b, h, n])}."
+    key = f"The key of token {n} in head {h} became {shown(found[b, h, n])}, but (k + c) A is {shown(asked[b, h, n])}."
     if close(found, r.k @ A + c[:, None]):
         raise Wrong(f"{key} Yours is k A + c: the shift comes first, so that A acts on it, too.")
     if close(found, (r.k + c[:, None]) @ A.mT):
-        raise Wrong(f"{key} Yours has A transposed: a key is a row, and A stands to the right of it.")
+        raise Wrong(f"{key} Yours has A transposed: a key is a row, so multiply it by A from the right.")
     raise Wrong(key)
 
 
@@ -62,28 +62,30 @@ def bias_is_kept(answer: Answer, draw: Draw) -> None:
         if r.bias is not None and not close(found, r.bias):
             h, i, j = worst(found, r.bias)
             raise Wrong(
-                f"The bias at head {h}, query {i}, key {j} was {shown(r.bias[h, i, j])} and is {shown(found[h, i, j])} "
-                f"now. It is added after q and k were multiplied, so what happens to them is no concern of it."
+                f"The bias at head {h}, query {i}, key {j} was {shown(r.bias[h, i, j])} and is now "
+                f"{shown(found[h, i, j])}. It is added after q and k are multiplied, so what happens to them does not "
+                "affect it."
             )
 
 
 def moved(r: Routing, found: Routing) -> tuple[tuple[int, ...], str] | None:
-    """Where the map changed most, and how, in words; None where it did not."""
+    """Returns where the map changed most, and how in words, or None if it did not change."""
     before, after = attention_map(r), attention_map(found)
     if close(after, before):
         return None
     place = _, _, i, j = worst(after, before)
-    return place, f"token {i} looked at token {j} with {shown(before[place])}, and now with {shown(after[place])}"
+    return place, f"token {i} gave token {j} a share of {shown(before[place])}, and now gives it {shown(after[place])}"
 
 
 def shift_leaves_map(answer: Answer, draw: Draw) -> None:
-    """with A = 1 the map is unchanged, whatever c"""
+    """with A = 1 the map is unchanged, whatever c is"""
     r, c = draw.routing(bias=True), draw.numbers(draw.H, draw.d)
     if change := moved(r, answer.same_map(r, times_one(draw, 1), c)):
         (_, h, _, _), words = change
         raise Wrong(
-            f"A is the unit matrix and c is {shown(c[h])} in head {h}: {words}. A shift of k adds q.c to a whole row "
-            f"of logits, which softmax ignores; a shift of q differs from key to key. What is left to do to q here?"
+            f"A is the identity matrix and c is {shown(c[h])} in head {h}: {words}. A shift of k adds q.c to all "
+            "logits of a row, which softmax ignores; a shift of q adds something else to each logit. What is left to "
+            "do to q here?"
         )
 
 
@@ -95,8 +97,8 @@ def doubling_leaves_map(answer: Answer, draw: Draw) -> None:
         place, words = change
         times = shown(attention_logits(found)[place] / attention_logits(r)[place])
         raise Wrong(
-            f"With A = 2, twice the unit matrix, and c = 0, {words}. Its logit is {times} times what it was. Every "
-            f"key is twice as long now; which matrix undoes A on q's side?"
+            f"With A = 2, twice the identity matrix, and c = 0, {words}. Its logit is {times} times what it was. Every "
+            "key is twice as long now: which matrix undoes A on q's side?"
         )
 
 
@@ -106,20 +108,20 @@ def heads_have_their_own(answer: Answer, draw: Draw) -> None:
     if change := moved(r, answer.same_map(r, times_one(draw, *factors), draw.numbers(draw.H, draw.d) * 0)):
         (_, h, _, _), words = change
         raise Wrong(
-            f"A is 2 times the unit matrix in head 0, 3 times in head 1, and so on. In head {h} {words}. "
-            f"Each head has a routing of its own: with which A did its q meet?"
+            f"A is 2 times the identity matrix in head 0, 3 times in head 1, and so on. In head {h} {words}. Each head "
+            "has its own routing: which A did you undo in its q?"
         )
 
 
 def axes_leave_map(answer: Answer, draw: Draw) -> None:
-    """with an A that stretches each feature by its own factor the map is unchanged"""
+    """with an A that stretches each feature by its own factor, the map is unchanged"""
     r, factors = draw.routing(), 0.5 + draw.uniform(draw.H, draw.d)
     if change := moved(r, answer.same_map(r, torch.diag_embed(factors), draw.numbers(draw.H, draw.d))):
         (_, h, _, _), words = change
         raise Wrong(
-            f"A is diagonal, in head {h} with {shown(factors[h])}: {words}. Feature 0 of every key is "
-            f"{shown(factors[h, 0])} times as large now, feature 1 {shown(factors[h, 1])} times: one number for a "
-            f"whole head cannot undo that."
+            f"A is diagonal, in head {h} with {shown(factors[h])}: {words}. Feature 0 of every key is now "
+            f"{shown(factors[h, 0])} times as large, and feature 1 {shown(factors[h, 1])} times: one number for a "
+            "whole head cannot undo that."
         )
 
 
@@ -129,8 +131,8 @@ def any_matrix_leaves_map(answer: Answer, draw: Draw) -> None:
     if change := moved(r, answer.same_map(r, A, draw.numbers(draw.H, draw.d))):
         (_, h, _, _), words = change
         raise Wrong(
-            f"In head {h} A is {shown(A[h])}: {words}. In the laws of the map before this one A was symmetric, and "
-            f"here it is not: in q k^T, A arrives transposed, as (k A)^T = A^T k^T."
+            f"In head {h} A is {shown(A[h])}: {words}. In the earlier laws about the map A was symmetric, and here it "
+            "is not: q k^T contains A transposed, as (k A)^T = A^T k^T."
         )
 
 
@@ -153,6 +155,7 @@ LAWS = [
 
 HINTS = [
     "Write the new logits as q' ((k + c) A)^T and multiply it out. Which term is the same for all keys of a row?",
-    "What is left is q' A^T k^T, and should be q k^T. So q' = q M, with a matrix M for which M A^T is the unit matrix.",
-    "torch.linalg.inv and .mT work on (H, d, d), head by head. Of c (H, d), make (H, 1, d) before you add it to k.",
+    "What is left is q' A^T k^T, and should be q k^T. So q' = q M, where M A^T is the identity matrix. Which M is "
+    "that?",
+    "torch.linalg.inv and .mT work on (H, d, d), head by head. Make c (H, d) into (H, 1, d) before you add it to k.",
 ]

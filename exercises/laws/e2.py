@@ -10,20 +10,20 @@ RETURNS = {"reverse_kl": lambda log_p, logits: (logits[..., 0], logits)}
 
 
 def rows(draw: Draw, *shape: int) -> tuple[Tensor, Tensor]:
-    """A random log p and random logits, both (..., N)."""
+    """Returns a random log p and random logits, both (..., N)."""
     return draw.numbers(*shape).log_softmax(-1), draw.numbers(*shape)
 
 
 def equal_rows_cost_nothing(answer: Answer, draw: Draw) -> None:
-    """where both rows are the same the value is 0"""
+    """if both rows are the same, the value is 0"""
     log_p, _ = rows(draw, draw.B, draw.N)
     value, _ = answer.reverse_kl(log_p, log_p)
     if not close(value, value * 0):
         (b,) = worst(value, value * 0)
         raise Wrong(
-            f"p is {shown(log_p[b].exp())}, the logits are log p, so both rows are the same, and the value is "
+            f"p is {shown(log_p[b].exp())}, the logits are log p, so both rows are the same, but the value is "
             f"{shown(value[b])} instead of 0. (The entropy of p is {shown(-(log_p[b].exp() * log_p[b]).sum())}: is "
-            f"that what you have? A divergence is a cross-entropy less an entropy.)"
+            "that what you have? A divergence is a cross-entropy minus an entropy.)"
         )
 
 
@@ -39,8 +39,8 @@ def logits_are_logits(answer: Answer, draw: Draw) -> None:
             raise Wrong(
                 f"All logits of a row grew by {shown(shift[place[0]])}, and the "
                 f"{'slope' if after.ndim > 1 else 'value'} went from {shown(before[place])} to {shown(after[place])}. "
-                f"softmax ignores what is added to a whole row: logits are not yet logarithms of shares. What makes "
-                f"them so?"
+                "softmax ignores what is added to a whole row: logits are not yet logarithms of shares. Which "
+                "function turns them into these?"
             )
 
 
@@ -53,17 +53,17 @@ def one_of_two_peaks(answer: Answer, draw: Draw) -> None:
     value, _ = answer.reverse_kl(peaks.log_softmax(-1), logits)
     if not close(value, value * 0 + math.log(2)):
         raise Wrong(
-            f"p has two peaks of 0.5, the student has all of its row on one of them, and the value is {shown(value)} "
-            f"instead of log 2 = 0.693. The forward divergence asks the student to cover every peak of p, and makes it "
-            f"pay 29.3 here; the reverse one only asks it to go nowhere where p is not. By which of the two rows are "
-            f"the logarithms weighed?"
+            f"p has two peaks of 0.5, the student has its whole row on one of them, and the value is {shown(value)} "
+            "instead of log 2 = 0.693. The forward divergence asks the student to cover every peak of p, and costs "
+            "29.3 here; the reverse one only asks it not to look where p does not. Which of the two rows should "
+            "weight the logarithms?"
         )
 
 
 def no_share_is_too_small(answer: Answer, draw: Draw) -> None:
-    """value and slope are finite and right where a share is exp(-10,000)"""
+    """value and slope are finite and right if a share is exp(-10,000)"""
     small, large = torch.zeros(2, draw.N, dtype=draw.dtype).unbind()
-    small[0] = -10_000.0  # one token has next to nothing, and the others share the rest
+    small[0] = -10_000.0  # One token has almost nothing, and the others share the rest.
     for log_p, logits, expected, who in (
         (small, large, 10_000 / draw.N - math.log(draw.N / (draw.N - 1)), "p"),
         (large, small, math.log(draw.N / (draw.N - 1)), "The student"),
@@ -71,21 +71,21 @@ def no_share_is_too_small(answer: Answer, draw: Draw) -> None:
         value, slope = answer.reverse_kl(log_p.log_softmax(-1), logits, allow_infinite=True)
         if not (value.isfinite() and slope.isfinite().all()):
             raise Wrong(
-                f"{who} gives token 0 a share of exp(-10,000) and the {draw.N - 1} others the same: value "
-                f"{shown(value)}, slope {shown(slope)}, where {shown(expected)} is the value. -10,000 is an ordinary "
-                f"number, but exp(-10,000) is 0 in any float, and log 0 is -inf: stay with logarithms, and take exp "
-                f"last."
+                f"{who} gives token 0 a share of exp(-10,000) and the {draw.N - 1} others equal shares: the value is "
+                f"{shown(value)} and the slope {shown(slope)}, but the value should be {shown(expected)}. -10,000 is "
+                "an ordinary number, but exp(-10,000) is 0 in any float, and log 0 is -inf: use logarithms, and take "
+                "exp last."
             )
         if not close(value, value * 0 + expected):
             raise Wrong(
-                f"{who} gives token 0 a share of exp(-10,000) and the {draw.N - 1} others the same: value "
-                f"{shown(value)}, where {shown(expected)} is right. A small number inside a logarithm, or a clamp, "
-                f"keeps it finite, but changes it: stay with logarithms, and take exp last."
+                f"{who} gives token 0 a share of exp(-10,000) and the {draw.N - 1} others equal shares: the value is "
+                f"{shown(value)}, but should be {shown(expected)}. A small number inside a logarithm, or a clamp, "
+                "keeps it finite, but changes it: use logarithms, and take exp last."
             )
 
 
 def rows_are_apart(answer: Answer, draw: Draw) -> None:
-    """each row is on its own, whatever dimensions stand before it"""
+    """each row is independent, whatever dimensions come before it"""
     for shape in ((draw.N,), (draw.N, draw.N), (draw.B, draw.H, draw.N, draw.N)):
         log_p, logits = rows(draw, *shape)
         values, slopes = answer.reverse_kl(log_p, logits)
@@ -93,9 +93,9 @@ def rows_are_apart(answer: Answer, draw: Draw) -> None:
         value, slope = answer.reverse_kl(log_p[place], logits[place])
         if not (close(values[place], value) and close(slopes[place], slope)):
             raise Wrong(
-                f"Inputs {shape}: the row at {list(place)} has value {shown(values[place])} and slope "
-                f"{shown(slopes[place])} among the others, and {shown(value)} and {shown(slope)} alone. Sums and "
-                f"softmax go over the last dimension, and a value (...) meets a row (..., N) as value[..., None]."
+                f"Inputs {shape}: the row at {list(place)} has the value {shown(values[place])} and the slope "
+                f"{shown(slopes[place])} among the others, but {shown(value)} and {shown(slope)} alone. Sums and "
+                "softmax go over the last dimension, and a value (...) fits a row (..., N) as value[..., None]."
             )
 
 
@@ -107,17 +107,17 @@ def slopes_sum_to_nothing(answer: Answer, draw: Draw) -> None:
     if not close(total, total * 0):
         (b,) = worst(total, total * 0)
         raise Wrong(
-            f"A row of slopes {shown(slope[b])} sums to {shown(total[b])}, where the value is {shown(value[b])}. "
-            f"Adding a constant to all logits changes nothing, so a row's slopes sum to 0. Which part of the "
-            f"derivative of softmax takes the mean off?"
+            f"A row of slopes {shown(slope[b])} sums to {shown(total[b])}, and the value is {shown(value[b])}. Adding "
+            "a constant to all logits changes nothing, so a row's slopes sum to 0. Which part of the derivative of "
+            "softmax subtracts the mean?"
         )
 
 
 def slope_is_the_values(answer: Answer, draw: Draw) -> None:
-    """the slope is that of the value: what a small step of one logit changes, per step"""
+    """the slope is the derivative of the value, as small steps of the logits show"""
     log_p, logits = rows(draw, draw.N)
     step, tolerance = (1e-5, 1e-7) if draw.dtype is torch.float64 else (1e-2, 2e-3)
-    steps = step * torch.eye(draw.N, dtype=draw.dtype)  # a row for each logit that moves
+    steps = step * torch.eye(draw.N, dtype=draw.dtype)  # Each row moves one logit.
     above, _ = answer.reverse_kl(log_p.expand_as(steps), logits + steps)
     below, _ = answer.reverse_kl(log_p.expand_as(steps), logits - steps)
     quotient = (above - below) / (2 * step)
@@ -125,17 +125,17 @@ def slope_is_the_values(answer: Answer, draw: Draw) -> None:
     if close(slope, quotient, tolerance):
         return
     (n,) = worst(slope, quotient)
-    found = f"A unit more of logit {n} changes the value by {shown(quotient[n])}, and your slope is {shown(slope[n])}."
+    found = f"For logit {n}, the derivative of the value is {shown(quotient[n])}, but your slope is {shown(slope[n])}."
     if close(slope, -quotient, tolerance):
-        raise Wrong(f"{found} Yours has the other sign, and training with it would climb.")
+        raise Wrong(f"{found} Yours has the wrong sign, so training would increase the loss.")
     if close(slope, logits.softmax(-1) - log_p.exp(), tolerance):
         raise Wrong(
-            f"{found} Yours is s - p. That is the cross-entropy's slope, whose weights p stand still; here the weights "
-            f"are s, and they move with the logits."
+            f"{found} Yours is s - p, the slope of the cross-entropy. Its weights p are constant; here the weights are "
+            "s, and they change with the logits."
         )
     raise Wrong(
-        f"{found} Both s and log s depend on every logit: write the value as a sum of s_j t_j, and ask what becomes of "
-        f"each s_j and each t_j when logit {n} grows."
+        f"{found} Both s and log s depend on every logit: write the value as a sum of s_j t_j, and ask how each s_j "
+        f"and each t_j changes when logit {n} grows."
     )
 
 
@@ -146,8 +146,8 @@ def is_done_by_hand(answer: Answer, draw: Draw) -> None:
             answer.reverse_kl(*rows(draw, draw.N))
         except Wrong as error:
             raise Wrong(
-                f"Under torch.inference_mode(), where autograd records nothing, it goes wrong: {error} The slope is to "
-                f"be worked out on paper: then it costs one line and no graph."
+                f"Under torch.inference_mode(), where autograd records nothing, it fails: {error} Work out the slope "
+                "on paper: then it costs one line and no graph."
             ) from None
 
 
@@ -169,6 +169,8 @@ LAWS = [
 
 HINTS = [
     "With s = softmax(logits) and t = log s - log p the value is the sum of s_j t_j. Begin with log_softmax.",
-    "One unit of logit i adds s_i (1 - s_i) to s_i, and -s_j s_i to another s_j: to their logarithms 1 - s_i and -s_i.",
-    "What comes from log s cancels. What is left of a slope is s_i times how far t_i is from a mean of t. Which?",
+    "If logit i changes, the derivative of s_i is s_i (1 - s_i), and that of another s_j is -s_j s_i. For their "
+    "logarithms, it is 1 - s_i and -s_i.",
+    "What comes from log s cancels. The slope that is left is s_i times the difference of t_i from a mean of t. Which "
+    "mean?",
 ]

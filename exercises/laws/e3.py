@@ -22,45 +22,45 @@ def rows_are_shares(answer: Answer, draw: Draw) -> None:
         if close(by_column, by_column * 0 + 1):
             raise Wrong(
                 f"Two blocks, keep {shown(keep)}: the row of token {i} sums to {shown(found[b, i])}, but every column "
-                f"sums to 1: yours is transposed. Row i says what token i is made of, as row i of a map says where "
-                f"token i looks."
+                "sums to 1: yours is transposed. Row i says what token i is made of, as row i of a map says where "
+                "token i looks."
             )
         raise Wrong(
-            f"Two blocks, keep {shown(keep)}: the row of token {i} sums to {shown(found[b, i])}. After each block a "
-            f"token is made of shares of tokens, which sum to 1: what it keeps and what it reads must do so together, "
-            f"and a token's heads count as their mean."
+            f"Two blocks, keep {shown(keep)}: the row of token {i} sums to {shown(found[b, i])}. After each block, a "
+            "token is made of shares of tokens, which sum to 1. So what it keeps and what it reads must sum to 1 "
+            "together, and its heads count as their mean."
         )
 
 
 def images_are_apart(answer: Answer, draw: Draw) -> None:
-    """an image does not depend on the others"""
+    """images do not depend on each other"""
     maps, keep = draw.maps(2, B=draw.B + 1), draw.uniform(2)
     found, expected = answer.rollout(maps, keep)[1:], answer.rollout([one[1:] for one in maps], keep)
     if not close(found, expected):
         b, i, j = worst(found, expected)
         raise Wrong(
-            f"Without image 0, token {i} of image {b + 1} is made of token {j} by {shown(expected[b, i, j])}, and with "
-            f"it by {shown(found[b, i, j])}. Means are over heads, and products within an image."
+            f"In token {i} of image {b + 1}, the share of token {j} is {shown(expected[b, i, j])} without image 0, and "
+            f"{shown(found[b, i, j])} with it. Take means over heads, and products within an image."
         )
 
 
 def all_kept(answer: Answer, draw: Draw) -> None:
-    """with keep 1 every token is itself, and with keep 0 one block is the mean of its heads"""
+    """with keep 1 every token stays itself, and with keep 0 one block gives the mean of its heads"""
     maps = draw.maps()
     itself = torch.eye(draw.N, dtype=draw.dtype).expand(draw.B, -1, -1)
     read = torch.stack([maps[0][:, head] for head in range(draw.H)]).mean(0)
     kept, not_kept = answer.rollout(maps, shares(draw, 1.0)), answer.rollout(maps, shares(draw, 0.0))
     if close(kept, read) and close(not_kept, itself):
         raise Wrong(
-            f"One block, keep 1: token 0 should be made of itself alone, {shown(itself[0, 0])}, and is "
-            f"{shown(kept[0, 0])}, what the heads read. keep is the share of itself that a token keeps: you have it "
-            f"the wrong way round."
+            f"One block, keep 1: token 0 should be made of itself alone, {shown(itself[0, 0])}, but is "
+            f"{shown(kept[0, 0])}, which is what the heads read. keep is the share of itself that a token keeps: you "
+            "have it the wrong way round."
         )
     if close(kept, not_kept):
         raise Wrong(
-            f"One block: with keep 1 token 0 is made of {shown(kept[0, 0])}, and with keep 0 of the same. With keep 1 "
-            f"it should be itself alone, {shown(itself[0, 0])}, and with keep 0 what its heads read, "
-            f"{shown(read[0, 0])}. Yours does not depend on keep: where does it enter?"
+            f"One block: token 0 is made of {shown(kept[0, 0])} with keep 1, and also with keep 0. With keep 1 it "
+            f"should be itself alone, {shown(itself[0, 0])}, and with keep 0 what its heads read, {shown(read[0, 0])}. "
+            "Yours does not depend on keep: where does it enter?"
         )
     for found, expected, share, what in (
         (kept, itself, 1, "itself alone"),
@@ -69,31 +69,32 @@ def all_kept(answer: Answer, draw: Draw) -> None:
         if not close(found, expected):
             b, i, _ = worst(found, expected)
             raise Wrong(
-                f"One block, keep {share}: token {i} should be made of {what}, {shown(expected[b, i])}, and is "
+                f"One block, keep {share}: token {i} should be made of {what}, {shown(expected[b, i])}, but is "
                 f"{shown(found[b, i])}. {reason(found, expected)}"
             )
 
 
 def reason(found: Tensor, expected: Tensor) -> str:
-    """What may be wrong with a rollout whose rows sum to 1."""
+    """Returns what may be wrong with a rollout whose rows sum to 1."""
     if close(found, (expected.mT / expected.mT.sum(-1, keepdim=True))):
-        return "Yours is the mean map transposed, and made to sum to 1 again. Row i says where token i looks."
+        return "Yours is the mean map, transposed and then normalised to sum to 1. Row i says where token i looks."
     return (
-        "Of one block there is nothing else to mix: a share keep of the token, and the rest of the mean of its heads."
+        "In one block there is nothing else to mix: a share keep of the token, and for the rest the mean of its heads."
     )
 
 
 def share_is_straight(answer: Answer, draw: Draw) -> None:
-    """of one block, keep 1/4 lies a quarter of the way from keep 0 to keep 1"""
+    """for one block, keep 1/4 lies a quarter of the way from keep 0 to keep 1"""
     maps = draw.maps()
     nothing, quarter, everything = [answer.rollout(maps, shares(draw, value)) for value in (0.0, 0.25, 1.0)]
     expected = nothing + (everything - nothing) / 4
     if not close(quarter, expected):
         b, i, j = worst(quarter, expected)
         raise Wrong(
-            f"One block: token {i} is made of token {j} by {shown(nothing[b, i, j])} with keep 0, by "
-            f"{shown(everything[b, i, j])} with keep 1, and by {shown(quarter[b, i, j])} with keep 0.25, where "
-            f"{shown(expected[b, i, j])} lies on the straight line. A share kept is mixed with the rest by that share."
+            f"One block: in token {i}, the share of token {j} is {shown(nothing[b, i, j])} with keep 0, "
+            f"{shown(everything[b, i, j])} with keep 1, and {shown(quarter[b, i, j])} with keep 0.25, where the "
+            f"straight line has {shown(expected[b, i, j])}. The token and what it reads are mixed in proportion, keep "
+            "to 1 - keep."
         )
 
 
@@ -102,28 +103,28 @@ def later_blocks_read_earlier_ones(answer: Answer, draw: Draw) -> None:
     first, second, third = torch.randperm(draw.N, generator=draw.generator)[:3].tolist()
     maps = torch.eye(draw.N, dtype=draw.dtype).repeat(2, draw.B, draw.H, 1, 1)
     itself = torch.eye(draw.N, dtype=draw.dtype)
-    maps[0, :, :, second] = itself[first]  # block 0: the second reads the first
-    maps[1, :, :, third] = itself[second]  # block 1: the third reads the second
+    maps[0, :, :, second] = itself[first]  # In block 0, the second reads the first.
+    maps[1, :, :, third] = itself[second]  # In block 1, the third reads the second.
     row = answer.rollout(list(maps), shares(draw, 0.0, 0.0))[0, third]
     if not close(row[first], row[first] * 0 + 1):
         raise Wrong(
             f"In block 0 token {second} reads token {first}, and all others read themselves. In block 1 token {third} "
-            f"reads token {second}. Token {third} should end as token {first}, which is what {second} has become by "
-            f"then; yours is made of {first} by {shown(row[first])} and of {second} by {shown(row[second])}. Which of "
-            f"the two matrices stands on the right, next to the tokens that come in?"
+            f"reads token {second}. Token {third} should end as token {first}, which is what token {second} has become "
+            f"by then. In yours, token {first} has a share of {shown(row[first])} and token {second} of "
+            f"{shown(row[second])}. Which of the two matrices stands on the right, next to the incoming tokens?"
         )
 
 
 def each_block_keeps_its_own(answer: Answer, draw: Draw) -> None:
-    """each block keeps its own share, so a block that keeps all can be left out"""
-    maps = draw.maps(2, N=2)  # as many blocks as tokens
+    """each block has its own share, so a block that keeps everything can be left out"""
+    maps = draw.maps(2, N=2)  # There are as many blocks as tokens.
     found, expected = answer.rollout(maps, shares(draw, 1.0, 0.0)), answer.rollout(maps[1:], shares(draw, 0.0))
     if not close(found, expected):
         b, i, j = worst(found, expected)
         raise Wrong(
-            f"Two blocks of two tokens, keep [1, 0]: token {i} is made of token {j} by {shown(found[b, i, j])}. Block "
-            f"0 keeps everything, and block 1 alone, with keep 0, gives {shown(expected[b, i, j])}. keep[l] belongs to "
-            f"block l, to all of its tokens and to nothing else."
+            f"Two blocks and two tokens, keep [1, 0]: in token {i}, the share of token {j} is {shown(found[b, i, j])}. "
+            f"Block 0 keeps everything, and block 1 alone, with keep 0, gives {shown(expected[b, i, j])}. keep[l] "
+            "belongs to block l, to all of its tokens and to nothing else."
         )
 
 
@@ -134,9 +135,9 @@ def kept_is_what_it_became(answer: Answer, draw: Draw) -> None:
     if not close(found, expected):
         b, i, j = worst(found, expected)
         raise Wrong(
-            f"Block 0 keeps nothing, and block 1 keeps everything, so what block 0 made should stay: token {i} is made "
-            f"of token {j} by {shown(expected[b, i, j])}, and yours says {shown(found[b, i, j])}. Block 1 knows "
-            f"nothing of the tokens that once came in: what it keeps is what block 0 hands to it."
+            f"Block 0 keeps nothing, and block 1 keeps everything, so what block 0 made should stay: in token {i}, the "
+            f"share of token {j} should be {shown(expected[b, i, j])}, but is {shown(found[b, i, j])}. Block 1 knows "
+            "nothing about the original tokens: what it keeps is what block 0 hands to it."
         )
 
 
@@ -148,9 +149,9 @@ def mean_over_heads_counts(answer: Answer, draw: Draw) -> None:
     if not close(found, expected):
         b, i, j = worst(found, expected)
         raise Wrong(
-            f"Two blocks: if every head is given the mean of the {draw.H} heads of its block, token {i} is made of "
-            f"token {j} by {shown(expected[b, i, j])} instead of {shown(found[b, i, j])}. A head of block 1 reads "
-            f"tokens, to which all heads of block 0 have added: what head 0 found is not for head 0 alone."
+            f"Two blocks: if every head gets the mean map of the {draw.H} heads of its block, the share of token {j} "
+            f"in token {i} is {shown(expected[b, i, j])} instead of {shown(found[b, i, j])}. A head of block 1 reads "
+            "tokens to which all heads of block 0 have added: what head 0 found is not for head 0 alone."
         )
 
 
@@ -163,9 +164,9 @@ def parts_compose(answer: Answer, draw: Draw) -> None:
     if not close(found, expected):
         b, i, j = worst(found, expected)
         raise Wrong(
-            f"{depth} blocks, keep {shown(keep)}: token {i} is made of token {j} by {shown(found[b, i, j])}. The last "
-            f"{depth - cut} blocks, applied to what the first {cut} give, make it {shown(expected[b, i, j])}. Every "
-            f"block does the same to whatever comes in: which of yours is treated in another way?"
+            f"{depth} blocks, keep {shown(keep)}: in token {i}, the share of token {j} is {shown(found[b, i, j])}. The "
+            f"last {depth - cut} blocks, applied to the result of the first {cut}, give {shown(expected[b, i, j])}. "
+            "Every block does the same to its input: which of yours is treated differently?"
         )
 
 
@@ -189,7 +190,8 @@ LAWS = [
 ]
 
 HINTS = [
-    "One block multiplies tokens (N, d) by a matrix (N, N). What is it, from keep and the mean of the heads?",
-    "A row of it is keep times the unit row plus (1 - keep) times the mean map's row, so it sums to 1 as both do.",
-    "Begin with the unit matrix (B, N, N), and let each block multiply it from the left, block 0 first.",
+    "One block multiplies tokens (N, d) by a matrix (N, N). How do you make it from keep and the mean of the heads?",
+    "A row of it is keep times the identity's row plus (1 - keep) times the mean map's row, so it sums to 1 as both "
+    "do.",
+    "Begin with the identity matrix (B, N, N), and let each block multiply it from the left, block 0 first.",
 ]

@@ -13,7 +13,7 @@ RETURNS = {"windowed": lambda r, config, radius: Routing(r.q, r.k, r.q.new_zeros
 
 
 def case(draw: Draw, registers: int = 0, class_token: bool = True, bias: bool = False) -> tuple[Routing, ViTConfig]:
-    """A routing and the config of a model that has it, with a grid from 3 x 3 to 5 x 5."""
+    """Returns a routing and the config of a model that has it, with a grid from 3 x 3 to 5 x 5."""
     grid = 3 + draw.level // 2
     sizes = {"img_size": 8 * grid, "patch_size": 8, "dim": draw.H * draw.d, "heads": draw.H}
     config = ViTConfig(**sizes, registers=registers, class_token=class_token)
@@ -21,21 +21,21 @@ def case(draw: Draw, registers: int = 0, class_token: bool = True, bias: bool = 
 
 
 def seen(answer: Answer, r: Routing, config: ViTConfig, radius: int) -> Tensor:
-    """The map through blinkers: (B, H, N, N)."""
-    found = attention_map(answer.windowed(r, config, radius, allow_infinite=True))  # a bias of -inf is allowed
+    """Returns the map with blinkers: (B, H, N, N)."""
+    found = attention_map(answer.windowed(r, config, radius, allow_infinite=True))  # A bias may be -inf.
     if not found.isfinite().all():
         b, h, i, _ = worst(found, found * 0)
         raise Wrong(
-            f"Radius {radius}, grid {config.grid} x {config.grid}: the row of token {i} is {shown(found[b, h, i])}. Of "
-            f"a row that is all -inf, or has nan or inf in it, softmax makes nan. Each token sees at least itself, and "
-            f"-inf times 0 is nan: choose with torch.where instead of multiplying."
+            f"Radius {radius}, grid {config.grid} x {config.grid}: the row of token {i} is {shown(found[b, h, i])}. "
+            "softmax makes nan from a row that is all -inf, or has nan or inf in it. Each token sees at least itself, "
+            "and -inf times 0 is nan: choose with torch.where instead of multiplying."
         )
     return found
 
 
 @cache
 def distances(grid: int) -> Tensor:
-    """How many rows or columns, whichever is more, two patches are apart: (patches, patches), counted one by one."""
+    """Counts how many rows or columns, whichever is more, two patches are apart: (patches, patches)."""
     apart = torch.zeros(grid**2, grid**2)
     for i, j in itertools.product(range(grid**2), repeat=2):
         apart[i, j] = max(abs(i // grid - j // grid), abs(i % grid - j % grid))
@@ -43,19 +43,20 @@ def distances(grid: int) -> Tensor:
 
 
 def between(found: Tensor, config: ViTConfig, i: int, j: int) -> float:
-    """The largest share, over images and heads, that patch i gives to patch j."""
+    """Returns the largest share, over images and heads, that patch i gives to patch j."""
     return float(found[..., config.prefix + i, config.prefix + j].max())
 
 
 def first_tokens_are_free(answer: Answer, draw: Draw) -> None:
-    """the class token sees all and is seen by all"""
+    """the class token sees all tokens and is seen by all"""
     r, config = case(draw)
     before, after = attention_map(r), seen(answer, r, config, 0)
     if not close(after[..., 0, :], before[..., 0, :]):
         b, h, j = worst(after[..., 0, :], before[..., 0, :])
         raise Wrong(
-            f"Radius 0: the class token (token 0) sees token {j} with {shown(after[b, h, 0, j])}, and did so with "
-            f"{shown(before[b, h, 0, j])}. It has no place in the grid, so it is not near and not far: its row stays."
+            f"Radius 0: the class token (token 0) gives token {j} a share of {shown(after[b, h, 0, j])}; before, it "
+            f"was {shown(before[b, h, 0, j])}. It has no position in the grid, so it is neither near nor far: its row "
+            "stays."
         )
     if not (after[..., 0] > 0).all():
         b, h, i = worst((after[..., 0] > 0).double(), torch.ones_like(after[..., 0]).double())
@@ -66,7 +67,7 @@ def first_tokens_are_free(answer: Answer, draw: Draw) -> None:
 
 
 def registers_are_free(answer: Answer, draw: Draw) -> None:
-    """registers see all and are seen by all, with a class token and without"""
+    """registers see all tokens and are seen by all, with or without a class token"""
     for class_token in (True, False):
         r, config = case(draw, registers=2, class_token=class_token)
         before, after, first = attention_map(r), seen(answer, r, config, 0), config.prefix
@@ -75,7 +76,8 @@ def registers_are_free(answer: Answer, draw: Draw) -> None:
             raise Wrong(
                 f"{'A' if class_token else 'No'} class token and 2 registers, radius 0: "
                 f"{'the rows of the first tokens have changed' if not rows_stay else 'patches no longer see them'}. "
-                f"The patches begin at token {first} here, which is config.prefix: registers have no place in the grid."
+                f"The patches begin at token {first} here, which is config.prefix: registers have no position in the "
+                "grid."
             )
 
 
@@ -92,47 +94,48 @@ def far_patches_are_hidden(answer: Answer, draw: Draw) -> None:
         share = between(after, config, 0, patch)
         if share > 1e-8:
             raise Wrong(
-                f"Radius 1, grid {side} x {side}: patch 0 sees patch {patch}, {where}, with {shown(share)}, should be "
-                f"0. A patch is hidden if its row or its column is too far away. A share of 0 needs a logit of -inf, "
-                f"or one so low that its exp is 0."
+                f"Radius 1, grid {side} x {side}: patch 0 gives patch {patch}, {where}, a share of {shown(share)}, "
+                "which should be 0. A patch is hidden if its row or its column is too far away. A share of 0 needs a "
+                "logit of -inf, or one so low that its exp is 0."
             )
 
 
 def rows_of_the_grid_end(answer: Answer, draw: Draw) -> None:
-    """neighbours are neighbours in the grid"""
+    """neighbours in the list of patches need not be neighbours in the grid"""
     r, config = case(draw)
     side = config.grid
     share = between(seen(answer, r, config, 1), config, side - 1, side)
     if share > 1e-8:
         raise Wrong(
-            f"Radius 1, grid {side} x {side}: patch {side - 1} sees patch {side} ({shown(share)}, should be 0). Patch "
-            f"{side - 1} ends a row and patch {side} begins the next: 1 apart in the list, {side - 1} in the grid."
+            f"Radius 1, grid {side} x {side}: patch {side - 1} gives patch {side} a share of {shown(share)}, which "
+            f"should be 0. Patch {side - 1} ends a row and patch {side} begins the next: they are 1 apart in the list, "
+            f"but {side - 1} in the grid."
         )
 
 
 def corners_are_near(answer: Answer, draw: Draw) -> None:
-    """what is beside a patch is near, and what is a step along a diagonal away"""
+    """patches are near if they share a side or a corner"""
     r, config = case(draw)
     after, side = seen(answer, r, config, 1), config.grid
     if between(after, config, 0, 1) == 0:
         raise Wrong(
-            f"Radius 1, grid {side} x {side}: patch 0 does not see patch 1, right beside it. They are 1 column apart, "
-            f"and 'at most 1' is also 1."
+            f"Radius 1, grid {side} x {side}: patch 0 does not see patch 1, which is right beside it. They are 1 "
+            "column apart, and 'at most 1' includes 1."
         )
     if between(after, config, 0, side + 1) == 0:
         raise Wrong(
             f"Radius 1, grid {side} x {side}: patch 0, in the corner, does not see patch {side + 1}, which is 1 row "
-            f"and 1 column away. Both are within the radius, and they are not added up: the window is a square."
+            "and 1 column away. Both distances are within the radius, and they are not added: the window is a square."
         )
 
 
 def window_is_exact(answer: Answer, draw: Draw) -> None:
-    """a patch sees the patches within the radius and no other, in every head"""
+    """a patch sees the patches within the radius and no others, in every head"""
     r, config = case(draw, registers=draw.integer(0, 3), class_token=bool(draw.integer(0, 2)))
     for radius in range(config.grid):
         after = seen(answer, r, config, radius)[..., config.prefix :, config.prefix :]
         is_near = distances(config.grid) <= radius
-        share = torch.where(is_near, after.amin((0, 1)), after.amax((0, 1)))  # the worst over images and heads
+        share = torch.where(is_near, after.amin((0, 1)), after.amax((0, 1)))  # This is the worst over images and heads.
         wrong = is_near != (share > 1e-8)
         if wrong.any():
             i, j = wrong.nonzero()[0].tolist()
@@ -140,7 +143,7 @@ def window_is_exact(answer: Answer, draw: Draw) -> None:
             raise Wrong(
                 f"Radius {radius}, grid {config.grid} x {config.grid}: patch {i} at (row, column) {places[0]} gives "
                 f"patch {j} at {places[1]} a share of {shown(share[i, j])}. It is "
-                f"{'within the radius, so its share is not 0' if is_near[i, j] else 'too far, so its share is 0'}."
+                f"{'near enough to have a share' if is_near[i, j] else 'too far away to have one'}."
             )
 
 
@@ -151,9 +154,9 @@ def large_radius_changes_nothing(answer: Answer, draw: Draw) -> None:
     if not close(after, before):
         b, h, i, j = worst(after, before)
         raise Wrong(
-            f"Radius {config.grid}, grid {config.grid} x {config.grid}: no patch is too far, and token {i} sees token "
-            f"{j} with {shown(after[b, h, i, j])} instead of {shown(before[b, h, i, j])}. What is near enough is seen "
-            f"as before, not more and not less."
+            f"Radius {config.grid}, grid {config.grid} x {config.grid}: no patch is too far away, but token {i} gives "
+            f"token {j} a share of {shown(after[b, h, i, j])} instead of {shown(before[b, h, i, j])}. What is near "
+            "enough is seen exactly as before."
         )
 
 
@@ -164,14 +167,14 @@ def own_bias_is_kept(answer: Answer, draw: Draw) -> None:
     if not close(after, before):
         b, h, i, j = worst(after, before)
         raise Wrong(
-            f"A routing with a bias, as BEiT v2 has one, and a radius of the whole grid: token {i} sees token {j} with "
-            f"{shown(after[b, h, i, j])} instead of {shown(before[b, h, i, j])}. Without any bias it would be "
-            f"{shown(attention_map(r._replace(bias=None))[b, h, i, j])}. Yours is to be added to the one that is there."
+            f"A routing with a bias, as in BEiT v2, and a radius of the whole grid: token {i} gives token {j} a share "
+            f"of {shown(after[b, h, i, j])} instead of {shown(before[b, h, i, j])}. Without any bias it would be "
+            f"{shown(attention_map(r._replace(bias=None))[b, h, i, j])}. Add yours to the bias that is there."
         )
 
 
 def odds_stay(answer: Answer, draw: Draw) -> None:
-    """odds among the tokens that are seen stay as they were"""
+    """the odds between tokens that are still seen stay as they were"""
     r, config = case(draw, bias=bool(draw.integer(0, 2)))
     before, after = attention_map(r), seen(answer, r, config, 1)
     expected = torch.where(after > 1e-8, before, 0.0)
@@ -179,14 +182,14 @@ def odds_stay(answer: Answer, draw: Draw) -> None:
     if not close(after, expected, 1e-6 if draw.dtype is torch.float64 else 1e-4):
         b, h, i, j = worst(after, expected)
         raise Wrong(
-            f"Radius 1: token {i} sees token {j} with {shown(after[b, h, i, j])}; it saw it with "
-            f"{shown(before[b, h, i, j])}, and what is hidden goes to all that it still sees in proportion, which "
-            f"makes {shown(expected[b, h, i, j])}. What is seen keeps its logit: only what is hidden gets another."
+            f"Radius 1: token {i} gives token {j} a share of {shown(after[b, h, i, j])}; before, it was "
+            f"{shown(before[b, h, i, j])}. What is hidden goes to all tokens that are still seen, in proportion, which "
+            f"makes {shown(expected[b, h, i, j])}. What is seen keeps its logit: only what is hidden gets a new one."
         )
 
 
 def smaller_radius_wins(answer: Answer, draw: Draw) -> None:
-    """radius 2 and then 1 is radius 1, and so is 1 and then 2"""
+    """radius 2 followed by 1 equals radius 1, and so does 1 followed by 2"""
     r, config = case(draw, bias=True)
     expected = seen(answer, r, config, 1)
     for first, second in ((2, 1), (1, 2)):
@@ -195,9 +198,9 @@ def smaller_radius_wins(answer: Answer, draw: Draw) -> None:
         if not close(after, expected):
             b, h, i, j = worst(after, expected)
             raise Wrong(
-                f"Blinkers of radius {first}, and over them blinkers of radius {second}: token {i} sees token {j} with "
-                f"{shown(after[b, h, i, j])}, and with radius 1 alone with {shown(expected[b, h, i, j])}. What was "
-                f"hidden once stays hidden: yours must not be written over a bias that hides."
+                f"Blinkers of radius {first}, and over them blinkers of radius {second}: token {i} gives token {j} a "
+                f"share of {shown(after[b, h, i, j])}, but with radius 1 alone {shown(expected[b, h, i, j])}. What was "
+                "hidden once stays hidden: do not overwrite a bias that hides."
             )
 
 
@@ -224,7 +227,9 @@ LAWS = [
 ]
 
 HINTS = [
-    "q and k stay. A logit of -inf is a share of 0, and the bias is added to logits: what you return is a new bias.",
-    "Row and column of patch n are n // grid and n % grid. From two lists of places, make a (patches, patches) mask.",
-    "Put the mask into the corner [prefix:, prefix:] of an (N, N) one; masked_fill on r.bias, or on zeros (H, N, N).",
+    "q and k stay. A logit of -inf gives a share of 0, and the bias is added to the logits: return a new bias.",
+    "Patch n is in row n // grid and column n % grid. From the rows and columns of all patches, make a (patches, "
+    "patches) mask.",
+    "Put the mask into the corner [prefix:, prefix:] of an (N, N) one. Use masked_fill on r.bias, or on zeros (H, N, "
+    "N).",
 ]

@@ -13,7 +13,7 @@ RETURNS = {
 
 
 def cube(draw: Draw, bias: bool = False) -> tuple[Routing, Routing, Tensor]:
-    """Two routings and v with B = H = N = d: every way to broadcast a gate runs, and only one is right."""
+    """Returns two routings and v with B = H = N = d: every way to broadcast a gate runs, but only one is right."""
     n = draw.H
     theirs, own = (draw.routing(n, n, n, n, bias=bias) for _ in range(2))
     return theirs, own, draw.numbers(n, n, n, n)
@@ -36,15 +36,15 @@ def one_copies(answer: Answer, draw: Draw) -> None:
     )
     if close(read, alone):
         raise Wrong(
-            "All gates are 1 and every head reads with its own map, as if all were 0. A gate of 1 lets the teacher in: "
-            "which of the two maps is yours multiplied with?"
+            "All gates are 1, but every head reads with its own map, as if all were 0. A gate of 1 lets the teacher "
+            "in: which of the two maps do you multiply by the gate?"
         )
     if not close(read, copied):
         i = worst(read, copied)
         raise Wrong(
             f"All gates are 1. At {place(i)}, the teacher's map reads {shown(copied[i])}, the head's own "
-            f"{shown(alone[i])}; you read {shown(read[i])}. A gate of 1 copies: nothing of the head's own map is "
-            "left. (Gates come here as numbers from 0 to 1, and are used as they are.)"
+            f"{shown(alone[i])}; you read {shown(read[i])}. A gate of 1 copies: nothing of the head's own map is left. "
+            "(Gates arrive here as numbers from 0 to 1; use them as they are.)"
         )
 
 
@@ -56,13 +56,13 @@ def zero_is_own(answer: Answer, draw: Draw) -> None:
         i = worst(read, alone)
         raise Wrong(
             f"All gates are 0. At {place(i)}, the head's own map reads {shown(alone[i])}, the teacher's "
-            f"{shown(attend(theirs, v)[i])}; you read {shown(read[i])}. With 0 the teacher is not heard at all, and "
-            f"the student is a baseline."
+            f"{shown(attend(theirs, v)[i])}; you read {shown(read[i])}. With a gate of 0 the teacher has no influence, "
+            "and the student is a baseline."
         )
 
 
 def biases(answer: Answer, draw: Draw) -> None:
-    """gated_read: each routing is read with its own bias"""
+    """gated_read: each routing is used with its own bias"""
     theirs, own, v = cube(draw, bias=True)
     for gate, routing, whose in ((1.0, theirs, "teacher's"), (0.0, own, "head's own")):
         read, expected = answer.gated_read(theirs, own, v, torch.full_like(v[0, :, 0, 0], gate)), attend(routing, v)
@@ -76,10 +76,10 @@ def biases(answer: Answer, draw: Draw) -> None:
 
 
 def head_by_head(answer: Answer, draw: Draw) -> None:
-    """gated_read: each gate belongs to one head, also where there are as many tokens, images or features as heads"""
+    """gated_read: each gate belongs to one head, also if there are as many tokens, images or features as heads"""
     theirs, own, v = cube(draw)
     gate = torch.zeros_like(v[0, :, 0, 0])
-    gate[0] = 1  # the first head copies
+    gate[0] = 1  # The first head copies.
     read, copied, alone = answer.gated_read(theirs, own, v, gate), attend(theirs, v), attend(own, v)
     expected = torch.cat((copied[:, :1], alone[:, 1:]), 1)
     if close(read, expected):
@@ -91,34 +91,34 @@ def head_by_head(answer: Answer, draw: Draw) -> None:
         if close(read, there):
             raise Wrong(
                 f"{n} heads, {n} images, {n} tokens, {n} features; the gate of head 0 is 1, all others are 0. What is "
-                f"copied is not head 0 but {word} 0 of every head. A gate (H,) meets (B, H, N, d) from the right, "
-                "where broadcasting begins: how many dimensions must follow it?"
+                f"copied is not head 0 but {word} 0 of every head. Broadcasting aligns a gate (H,) with (B, H, N, d) "
+                "from the right: how many dimensions must follow it?"
             )
     head = worst(read, expected)[1]
     raise Wrong(
-        f"The gate of head 0 is 1, all others are 0. Head 0 should read with the teacher's map and the others with "
-        f"their own; head {head} does not. Does each head have a gate of its own?"
+        "The gate of head 0 is 1, all others are 0. Head 0 should read with the teacher's map and the others with "
+        f"their own; head {head} does not. Does each head have its own gate?"
     )
 
 
 def half(answer: Answer, draw: Draw) -> None:
-    """gated_read: half one-hot and half uniform over four tokens reads 0.625"""
+    """gated_read: a map half one-hot and half uniform over four tokens reads 0.625"""
     zeros = torch.zeros(1, 1, 4, 1, dtype=draw.dtype)
     v = zeros.clone()
-    v[0, 0, 2] = 1  # token 2 has something to give
+    v[0, 0, 2] = 1  # Token 2 has something to give.
     sure, unsure = Routing(zeros + 1, 1000 * v), Routing(zeros, zeros)
     read = answer.gated_read(sure, unsure, v, zeros.new_full((1,), 0.5))
     if not close(read, zeros + 0.625):
         raise Wrong(
-            f"Of four tokens only token 2 has a v of 1. The teacher looks at it alone and reads 1, the head looks "
-            f"everywhere and reads 0.25; half and half is 0.625, and you read {shown(read[0, 0, 0, 0])}. What is mixed "
-            f"before the softmax (q, k or logits) multiplies maps: whoever is sure outvotes who is not, whatever the "
-            f"gate. Mix shares."
+            "Of four tokens only token 2 has a v of 1. The teacher looks at it alone and reads 1, the head looks "
+            f"everywhere and reads 0.25; half of each is 0.625, but you read {shown(read[0, 0, 0, 0])}. What is mixed "
+            "before the softmax (q, k or logits) multiplies maps: a sharp map outvotes a flat one, whatever the gate. "
+            "Mix shares."
         )
 
 
 def straight(answer: Answer, draw: Draw) -> None:
-    """gated_read: halfway between two gates lies halfway between what they read"""
+    """gated_read: a gate halfway between two others reads halfway between what they read"""
     theirs, own, v = draw.routing(), draw.routing(), draw.numbers(draw.B, draw.H, draw.N, draw.d)
     low, high = draw.uniform(2, draw.H)
     first, last = answer.gated_read(theirs, own, v, low), answer.gated_read(theirs, own, v, high)
@@ -128,13 +128,13 @@ def straight(answer: Answer, draw: Draw) -> None:
         raise Wrong(
             f"Head {h}: gates of {shown(low[h])} and {shown(high[h])} read {shown(first[b, h, i, c])} and "
             f"{shown(last[b, h, i, c])}. A gate of {shown((low + high)[h] / 2)} is halfway, and should read "
-            f"{shown(expected[b, h, i, c])}; you read {shown(between[b, h, i, c])}. A gate is a share: the read "
-            f"follows it in a straight line, or its value means nothing."
+            f"{shown(expected[b, h, i, c])}; you read {shown(between[b, h, i, c])}. A gate is a share: what is read "
+            "must be linear in it, or its value means nothing."
         )
 
 
 def gradients(answer: Answer, draw: Draw) -> None:
-    """gated_read: the gates, v and the head's own q, k and bias get their whole gradients, the teacher none"""
+    """gated_read: the gates, v and the head's own q, k and bias get their full gradients, and the teacher gets none"""
     theirs, own = draw.routing(bias=True), draw.routing(bias=True)
     v, gate = draw.numbers(draw.B, draw.H, draw.N, draw.d), draw.uniform(draw.H)
     target = draw.numbers(draw.B, draw.H, draw.N, draw.d)
@@ -152,26 +152,26 @@ def gradients(answer: Answer, draw: Draw) -> None:
     for name, gradient in zip(learnt, found[: len(learnt)], strict=True):
         if gradient is None or not gradient.count_nonzero():
             raise Wrong(
-                f"{name} moves what is read, but gets no gradient: it would stay what it is at the start. Is it turned "
-                f"into a plain number (.item(), float), detached, or used under no_grad?"
+                f"{name} affects what is read, but gets no gradient: it would stay as it is at the start. Is it turned "
+                "into a plain number (.item(), float), detached, or used under no_grad?"
             )
     if any(gradient is not None and gradient.count_nonzero() for gradient in found[len(learnt) :]):
         raise Wrong(
-            "The teacher's q, k or bias gets a gradient. The teacher is looked at, not taught: detach q, k and, where "
-            "there is one, the bias, before you read with them. (Its read as a whole must keep its gradient, as v gets "
-            "one through it.)"
+            "The teacher's q, k or bias gets a gradient, but the teacher must not learn: detach q, k and, if there is "
+            "one, the bias, before you read with them. (Do not detach what is read: v gets a gradient through it.)"
         )
 
     if wrong := false_slope(total, learnt, draw):
         name, slope, expected = wrong
         why = {
-            "gate": "A gate weighs two reads, and both of them pull at it.",
-            "v": "v gets too little: what it gets through the teacher's map is missing, if that is read under no_grad "
-            "or detached after v has been read. Only the teacher's q, k and bias are to be held still.",
+            "gate": "A gate weights two reads, and both of them add to its gradient.",
+            "v": "v gets too little: what it gets through the teacher's map is missing. Is that read under no_grad, "
+            "or detached after v has been read? Detach only the teacher's q, k and bias.",
         }
         raise Wrong(
-            f"A small step of {name} changes the sum of what is read, times random numbers, by {shown(expected)} per "
-            f"step, and {name} gets the slope {shown(slope)}. {why.get(name, 'Is a part of it detached?')}"
+            f"If what is read is multiplied by random numbers and summed, the sum has a slope of {shown(expected)} in "
+            f"a random direction of {name}, but the gradient of {name} gives {shown(slope)}. "
+            f"{why.get(name, 'Is a part of it detached?')}"
         )
 
 
@@ -184,36 +184,36 @@ straight.needs = gradients.needs = [head_by_head, half]
 
 
 def half_open(answer: Answer, draw: Draw) -> None:
-    """open_gates: 0 is a gate half open, far below is shut, far above is open"""
+    """open_gates: at 0 a gate is half open, far below it is closed, far above it is open"""
     raw = torch.tensor([-1e4, -1000.0, 0.0, 1000.0, 1e4], dtype=draw.dtype)
     gate = answer.open_gates(raw)
     said = f"raw is {shown(raw)} and your gates are {shown(gate)}"
     if not close(gate[2], gate[2] * 0 + 0.5):
         raise Wrong(
-            f"{said}; the middle one should be 0.5. At the start no head has a reason to follow the teacher or not."
+            f"{said}; the middle one should be 0.5. At the start a head has no reason to follow the teacher or not."
         )
     if gate.min() < 0 or gate.max() > 1:
         raise Wrong(
             f"{said}, which are not all from 0 to 1. An optimiser knows no bounds. With a gate of 3 a head would read "
-            f"three times the teacher minus twice its own: no mixture any more."
+            "three times the teacher minus twice its own, which is no longer a mixture."
         )
     if not close(gate, torch.tensor([0, 0, 0.5, 1, 1], dtype=draw.dtype), 0.01):
         raise Wrong(
-            f"{said}; far below 0 a gate should be shut, 0, and far above it open, 1, each to 0.01. Yours cannot leave "
-            f"the teacher out or take it whole, and stays ajar."
+            f"{said}; far below 0 a gate should be 0 (closed), and far above it 1 (open), each to within 0.01. Yours "
+            "never closes or opens fully, so it cannot leave the teacher out or take it whole."
         )
 
 
 def apart(answer: Answer, draw: Draw) -> None:
-    """open_gates: each gate depends on its own number alone"""
+    """open_gates: each gate depends only on its own number"""
     raw = draw.numbers(draw.H)
     other = raw.clone()
     other[0] += 1
     before, after = answer.open_gates(raw), answer.open_gates(other)
     if not close(before[1:], after[1:]):
         raise Wrong(
-            f"raw of head 0 rose by 1, and the gates went from {shown(before)} to {shown(after)}: head 1 moved, too. "
-            f"Heads do not compete for the teacher: all of them may follow, or none."
+            f"raw of head 0 rose by 1, and the gates went from {shown(before)} to {shown(after)}: others moved, too. "
+            "Heads do not compete for the teacher: all of them may follow it, or none."
         )
 
 
@@ -223,16 +223,16 @@ def never_stuck(answer: Answer, draw: Draw) -> None:
     gate = answer.open_gates(raw)
     if not (gate.diff() > 0).all():
         raise Wrong(
-            f"raw of -6, -1, 0, 1, 6 makes gates of {shown(gate)}, which do not rise from each to the next. Where a "
-            "gate is flat it has no gradient: one that an early step pushed there never comes back."
+            f"For raw = -6, -1, 0, 1, 6 your gates are {shown(gate)}, which do not always rise. Where a gate is flat "
+            "it has no gradient: one that an early step pushed there never comes back."
         )
     raw.requires_grad_()
     gate = answer.open_gates(raw)
     slopes = torch.autograd.grad(gate.sum(), raw)[0] if gate.requires_grad else torch.zeros_like(raw)
     if not (slopes > 0).all():
         raise Wrong(
-            f"raw of -6, -1, 0, 1, 6: the slopes of your gates are {shown(slopes)}, should all be above 0. A gate "
-            f"without a slope is a constant, not a parameter."
+            f"For raw = -6, -1, 0, 1, 6 the slopes of your gates are {shown(slopes)}, which should all be above 0. A "
+            "gate without a slope is a constant, not a parameter."
         )
 
 
@@ -240,10 +240,11 @@ apart.needs = never_stuck.needs = [half_open]
 
 LAWS = [one_copies, zero_is_own, biases, head_by_head, half, straight, gradients, half_open, apart, never_stuck]
 HINTS = [
-    "Reading is linear in the map: a map that is half one and half the other reads the half of both reads.",
-    "gated_read: call attend twice. Give the gate two more dimensions, (H, 1, 1), before it meets (B, H, N, d), and "
-    "detach q, k and bias of theirs (bias may be None) before attend, not what attend returns: v learns from that. "
-    "open_gates: which function takes all numbers to 0 to 1?",
+    "Reading is linear in the map: a map that is half of one and half of another reads half of what each of them "
+    "reads.",
+    "gated_read: call attend twice. Give the gate two more dimensions, (H, 1, 1), before you multiply it with (B, H, "
+    "N, d). Detach q, k and bias of theirs (bias may be None) before attend, not what attend returns: v learns from "
+    "that. open_gates: which function maps all numbers to between 0 and 1?",
     "gate * (what the teacher's map reads) + (1 - gate) * (what its own map reads). The logistic function, "
-    "Tensor.sigmoid, is 0.5 at 0 and flat nowhere.",
+    "Tensor.sigmoid, is 0.5 at 0 and nowhere flat.",
 ]

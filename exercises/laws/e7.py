@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from model import NOTHING, Attended, Attention, Handed, Routing, ViTConfig, attend
 
 RETURNS = {"read_with_null": lambda r, v, null: (v, v[..., 0])}
-LAYER = {"NullAttention": lambda config: nn.Module}  # a class, and what its instances return
+LAYER = {"NullAttention": lambda config: nn.Module}  # This is a class, and FORWARD is what its instances return.
 FORWARD = {"forward": lambda x, rope, bias, handed: Attended}
 
 
 def row(logits: list[float] | Tensor, heads: int, dtype: torch.dtype) -> tuple[Routing, Tensor]:
-    """A routing in which every query of every head has these N logits, and a v of ones. B = `heads`, and d = 1."""
+    """Returns a routing in which every query of every head has these N logits, and a v of ones. B = `heads`, d = 1."""
     logits = torch.as_tensor(logits, dtype=dtype)
     k = logits.view(1, 1, -1, 1).expand(heads, heads, -1, 1)
     return Routing(torch.ones_like(k), k), torch.ones_like(k)
 
 
 def cube(draw: Draw, bias: bool = False) -> tuple[Routing, Tensor]:
-    """A routing and v with B = H = N: every way to broadcast null runs, and only one is right."""
+    """Returns a routing and v with B = H = N: every way to broadcast null runs, but only one is right."""
     n = draw.H
     return draw.routing(n, n, n, bias=bias), draw.numbers(n, n, n, draw.d)
 
@@ -40,23 +40,24 @@ def log_five(answer: Answer, draw: Draw) -> None:
         return
     if close(leak, half) and close(read[..., 0], 2 * half):
         raise Wrong(
-            f"{found} 0.5, should be 0.5 and 0.5. Half of the row went to the null key, and the row of the tokens was "
-            f"made to sum to 1 again: then nothing is missing from the read, and the null key has no effect at all."
+            f"{found} 0.5; both should be 0.5. Half of the row went to the null key, but the tokens' shares were "
+            "normalised to sum to 1 again: then nothing is missing from what is read, and the null key has no effect "
+            "at all."
         )
     if close(read[..., 0], 2 * half):
         raise Wrong(
-            f"{found} {shown(leak[0, 0, 0])}, should be 0.5 and 0.5. You read what there is without a null key. Did it "
-            f"become one number added to all logits of a row? Softmax ignores that. It is one logit more in the row, "
-            f"beside those of the tokens."
+            f"{found} {shown(leak[0, 0, 0])}; both should be 0.5. You read the same as without a null key. Did you add "
+            "null to all logits of a row? Softmax ignores that. It is one more logit in the row, beside those of the "
+            "tokens."
         )
     raise Wrong(
-        f"{found} {shown(leak[0, 0, 0])}, should be 0.5 and 0.5. In a softmax each of the five weighs exp(0) = 1, and "
-        "the null key exp(log 5) = 5, as much as all five."
+        f"{found} {shown(leak[0, 0, 0])}; both should be 0.5. In the softmax each of the five tokens weighs exp(0) = "
+        "1, and the null key exp(log 5) = 5, as much as all five."
     )
 
 
 def shut(answer: Answer, draw: Draw) -> None:
-    """read_with_null: a null of -inf is attention as it was"""
+    """read_with_null: with a null of -inf, attention is as before"""
     for bias in (False, True):
         r, v = cube(draw, bias)
         read, leak = answer.read_with_null(r, v, v.new_full((draw.H,), -math.inf))
@@ -64,11 +65,11 @@ def shut(answer: Answer, draw: Draw) -> None:
             if bias and close(read, attend(r._replace(bias=None), v)):
                 raise Wrong(
                     "null is -inf, and the routing has a bias: you read as if it had none (the first number is "
-                    f"{shown(read[0, 0, 0, 0])}, should be {shown(attend(r, v)[0, 0, 0, 0])}). The logits that the "
-                    "null key competes with are q k^T / sqrt(d) + bias."
+                    f"{shown(read[0, 0, 0, 0])}, and should be {shown(attend(r, v)[0, 0, 0, 0])}). The null key "
+                    "competes with the logits q k^T / sqrt(d) + bias."
                 )
             raise Wrong(
-                "null is -inf: it weighs exp(-inf) = 0, and all is as without it. Yours leaks up to "
+                "null is -inf: it weighs exp(-inf) = 0, so everything is as without it. Yours leaks up to "
                 f"{shown(leak.max())} (should be 0), and the first number read is {shown(read[0, 0, 0, 0])} (attend "
                 f"reads {shown(attend(r, v)[0, 0, 0, 0])})."
             )
@@ -80,17 +81,17 @@ def open_wide(answer: Answer, draw: Draw) -> None:
     read, leak = answer.read_with_null(r, v, v.new_full((draw.H,), 300.0))
     if not close(leak, torch.ones_like(leak)) or not close(read, torch.zeros_like(read)):
         raise Wrong(
-            f"null is 300 and all logits are small. Yours leaks as little as {shown(leak.min())} (should be 1) and "
-            f"reads up to {shown(read.abs().max())} (should be 0). A head that looks nowhere reads nothing."
+            f"null is 300 and all logits are small. Yours leaves {shown((1 - leak).max())} of a row to the "
+            f"tokens and reads up to {shown(read.abs().max())} (both should be 0). A head that looks nowhere reads nothing."
         )
 
 
 def head_by_head(answer: Answer, draw: Draw) -> None:
-    """read_with_null: each head has a null of its own, also where there are as many queries or images as heads"""
+    """read_with_null: each head has its own null, also if there are as many queries or images as heads"""
     n = draw.H
     r, v = cube(draw)
     null = v.new_full((n,), -math.inf)
-    null[0] = 300  # only head 0 leaks
+    null[0] = 300  # Only head 0 leaks.
     read, leak = answer.read_with_null(r, v, null)
     expected = torch.zeros_like(leak)
     expected[:, 0] = 1
@@ -101,66 +102,66 @@ def head_by_head(answer: Answer, draw: Draw) -> None:
         if close(leak, turned):
             raise Wrong(
                 f"{n} heads, {n} queries, {n} images; null is 300 in head 0 and -inf in all others. What leaks is not "
-                f"head 0 but {word} 0 of every head. null (H,) meets (B, H, N) from the right, where broadcasting "
-                "begins."
+                f"head 0 but {word} 0 of every head. Broadcasting aligns null (H,) with (B, H, N) from the right."
             )
     raise Wrong(
         "null is 300 in head 0 and -inf in all others: head 0 should leak 1 and the others 0. The heads of image 0 "
-        f"leak {shown(leak[0, :, 0])}. Does each head have a null of its own?"
+        f"leak {shown(leak[0, :, 0])}. Does each head have its own null?"
     )
 
 
 def alone(answer: Answer, draw: Draw) -> None:
-    """read_with_null: a query's leak and read depend on that query alone"""
+    """read_with_null: what a query reads and leaks depends on that query alone"""
     r, v, null = draw.routing(), draw.numbers(draw.B, draw.H, draw.N, draw.d), draw.numbers(draw.H)
     q = r.q.clone()
-    q[:, :, 0] *= 3  # query 0 asks louder
+    q[:, :, 0] *= 3  # Query 0 is larger.
     before, after = answer.read_with_null(r, v, null), answer.read_with_null(r._replace(q=q), v, null)
     if not close(before[1][:, :, 1:], after[1][:, :, 1:]) or not close(before[0][:, :, 1:], after[0][:, :, 1:]):
         b, h, i = worst(before[1][:, :, 1:], after[1][:, :, 1:])
         raise Wrong(
-            f"Only query 0 was changed, and the leak of query {i + 1} went from {shown(before[1][b, h, i + 1])} to "
-            f"{shown(after[1][b, h, i + 1])}. Each row of logits has a softmax of its own, null key included: along "
-            f"which dimension did you sum?"
+            f"Only query 0 was changed, but the leak of query {i + 1} went from {shown(before[1][b, h, i + 1])} to "
+            f"{shown(after[1][b, h, i + 1])}. Each row of logits has its own softmax, null key included: over which "
+            "dimension did you sum?"
         )
 
 
 def thousands(answer: Answer, draw: Draw) -> None:
-    """read_with_null: logits of 1,000 and -1,000 stay finite, and right"""
+    """read_with_null: with logits of 1,000 and -1,000, results are finite and right"""
     for logits, expected in (([1000.0, 0, 0, 0], 0.0), ([-1000.0] * 4, 1.0)):
         r, v = row(logits, 4, draw.dtype)
         read, leak = answer.read_with_null(r, v, torch.zeros_like(v[0, :, 0, 0]), allow_infinite=True)
         case = f"Logits {shown(torch.tensor(logits))}, null 0: you leak {shown(leak[0, 0, 0])}"
         if not (leak.isfinite().all() and read.isfinite().all()):
             raise Wrong(
-                f"{case} and read {shown(read[0, 0, 0, 0])}. exp(1000) is infinite, and infinite / infinite is nan. "
-                "Only differences of logits count: take away the largest, of tokens and null key, before exp; or "
-                "leave exp to torch's functions, which do so."
+                f"{case} and read {shown(read[0, 0, 0, 0])}. exp(1000) is infinite, and inf / inf is nan. Only "
+                "differences of logits count: subtract the largest, of tokens and null key, before exp; or leave exp "
+                "to torch's functions, which do this."
             )
         if not close(leak, torch.full_like(leak, expected)):
             raise Wrong(
-                f"{case}, should be {expected:g}. If you took the largest logit away before exp, then from the null's, "
-                f"too: it is one of the row."
+                f"{case}, which should be {expected:g}. If you subtracted the largest logit before exp, then subtract "
+                "it from the null's, too: it is part of the row."
             )
 
 
 def shifted(answer: Answer, draw: Draw) -> None:
-    """read_with_null: only how far null is above the logits counts"""
+    """read_with_null: only the difference between null and logits counts"""
     r, v, null = draw.routing(bias=True), draw.numbers(draw.B, draw.H, draw.N, draw.d), draw.numbers(draw.H)
-    higher = r._replace(bias=r.bias + 2)  # all logits rise by 2
+    higher = r._replace(bias=r.bias + 2)  # All logits rise by 2.
     leak = answer.read_with_null(r, v, null)[1]
     both, logits_alone = answer.read_with_null(higher, v, null + 2)[1], answer.read_with_null(higher, v, null)[1]
     if not close(both, leak) or not (logits_alone < leak).all():
         i = worst(both, leak)
         raise Wrong(
-            f"A query leaks {shown(leak[i])}. All logits and null rise by 2: it leaks {shown(both[i])}, should be as "
-            f"before. The logits alone rise by 2: {shown(logits_alone[i])}, should be less. null is a logit already, "
-            f"and is compared with the others as it is, without another 1 / sqrt(d)."
+            f"A query leaks {shown(leak[i])}. If all logits and null rise by 2, it leaks {shown(both[i])}, which "
+            f"should be the same as before. If only the logits rise by 2, it leaks {shown(logits_alone[i])}, which "
+            "should be less. null is already a logit, and is compared with the others as it is, without another 1 / "
+            "sqrt(d)."
         )
 
 
 def weighed(answer: Answer, draw: Draw) -> None:
-    """read_with_null: tokens and null key share a row by their weights"""
+    """read_with_null: tokens and null key share a row in proportion to exp(logit)"""
     weights = 1 + (9 * draw.uniform(draw.N)).floor()  # 1 to 9
     level = draw.integer(1, 10)
     r, _ = row(weights.log(), draw.H, draw.dtype)
@@ -169,21 +170,21 @@ def weighed(answer: Answer, draw: Draw) -> None:
     total = weights.sum() + level
     if not close(leak, torch.full_like(leak, level / total)):
         raise Wrong(
-            f"Logits log {shown(weights)}, null log {level}: of a weight of {shown(total)} in all the null key has "
-            f"{level}, a share of {shown(level / total)}; you leak {shown(leak[0, 0, 0])}. Against what do you weigh "
-            "the null key: the sum of all tokens, or their largest, or mean?"
+            f"Logits log {shown(weights)}, null log {level}: of a total weight of {shown(total)} the null key has "
+            f"{level}, a share of {shown(level / total)}; you leak {shown(leak[0, 0, 0])}. What do you compare the "
+            "null key with: the sum of all tokens, or their largest, or their mean?"
         )
     expected = (weights * v[0, 0, :, 0]).sum() / total
     if not close(read[0, 0, 0], expected[None]):
         raise Wrong(
-            f"Logits log {shown(weights)}, null log {level}, v of {shown(v[0, 0, :, 0])}: the leak is right, and the "
-            f"read should be {shown(expected)}; you read {shown(read[0, 0, 0, 0])}. The null key takes from every "
-            "token in proportion, and gives nothing."
+            f"Logits log {shown(weights)}, null log {level}, v of {shown(v[0, 0, :, 0])}: the leak is right, but you "
+            f"should read {shown(expected)}; you read {shown(read[0, 0, 0, 0])}. The null key takes from every token "
+            "in proportion, and gives nothing."
         )
 
 
 def slopes(answer: Answer, draw: Draw) -> None:
-    """read_with_null: q, k, bias, v and null get the gradients of what is read and of what leaks"""
+    """read_with_null: q, k, bias, v and null get gradients from what is read and from what leaks"""
     r, v, null = draw.routing(bias=True), draw.numbers(draw.B, draw.H, draw.N, draw.d), draw.numbers(draw.H)
     target = draw.numbers(draw.B, draw.H, draw.N, draw.d + 1)
 
@@ -194,17 +195,17 @@ def slopes(answer: Answer, draw: Draw) -> None:
     learnt = {"q": r.q, "k": r.k, "bias": r.bias, "v": v, "null": null}
     try:
         wrong = false_slope(total, learnt, draw)
-    except RuntimeError:  # This is autograd's word for an input that no result depends on.
+    except RuntimeError:  # Autograd says so if no result depends on an input.
         raise Wrong(
-            "One of q, k, bias, v and null gets no gradient at all, though each of them moves what is read. Is it "
+            "One of q, k, bias, v and null gets no gradient at all, though each of them affects what is read. Is it "
             "detached, turned into a plain number, or used under no_grad?"
         ) from None
     if wrong:
         name, slope, expected = wrong
         raise Wrong(
-            f"A small step of {name} changes the sum of what is read and leaked, times random numbers, by "
-            f"{shown(expected)} per step, and {name} gets the slope {shown(slope)}. Both the read and the leak depend "
-            f"on every logit of the row and on null: which of them is detached?"
+            "If what is read and leaked is multiplied by random numbers and summed, the sum has a slope of "
+            f"{shown(expected)} in a random direction of {name}, but the gradient of {name} gives {shown(slope)}. What "
+            "is read and what leaks depend on every logit of the row and on null: which of them is detached?"
         )
 
 
@@ -219,17 +220,17 @@ slopes.needs = [shifted, weighed]
 
 
 def small(draw: Draw) -> ViTConfig:
-    """The config of a layer of H heads; at every second size with a norm before the last matrix."""
+    """Returns the config of a layer of H heads. At every second size it has a norm before the last matrix."""
     return ViTConfig(dim=draw.H * draw.d, heads=draw.H, sub_ln="both" if draw.level % 2 else None)
 
 
 def made(answer: Answer, draw: Draw) -> nn.Module:
-    """The learner's layer."""
+    """Builds the learner's layer."""
     return Answer(answer.module, LAYER, answer.seconds).NullAttention(small(draw))
 
 
 def layers(answer: Answer, draw: Draw, null: float) -> tuple[Attention, nn.Module]:
-    """An attention of random weights, and the learner's with the same weights and that null."""
+    """Returns an Attention with random weights, and the learner's with the same weights and this null."""
     usual, theirs = Attention(small(draw)).to(draw.dtype), made(answer, draw).to(draw.dtype)
     for parameter in usual.parameters():
         parameter.data = draw.numbers(*parameter.shape) / math.sqrt(parameter.shape[-1])
@@ -238,13 +239,13 @@ def layers(answer: Answer, draw: Draw, null: float) -> tuple[Attention, nn.Modul
 
 
 def forward(answer: Answer, layer: nn.Module, x: Tensor, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
-    """What the learner's layer does with x, with the manners of a function."""
+    """Calls the learner's layer on x, with the manners of a function."""
     module = SimpleNamespace(forward=layer, __file__=answer.module.__file__)
     return Answer(module, FORWARD, answer.seconds).forward(x, None, bias, handed)
 
 
 def has_null(answer: Answer, draw: Draw) -> None:
-    """NullAttention: has the parameters of Attention, and null (H,), 0 at first"""
+    """NullAttention: it has the parameters of Attention, and null (H,), which starts at 0"""
     layer, usual = made(answer, draw), Attention(small(draw))
     theirs, ours = dict(layer.named_parameters()), dict(usual.named_parameters())
     if theirs.keys() != ours.keys() | {"null"}:
@@ -253,20 +254,20 @@ def has_null(answer: Answer, draw: Draw) -> None:
             sorted(theirs.keys() - ours.keys() - {"null"}),
         )
         raise Wrong(
-            f"The layer's parameters lack {', '.join(missing) or 'none'}, and have {', '.join(added) or 'none'} "
-            "besides. Optimiser and files know what is an nn.Parameter of the layer itself, by name: those of "
-            "Attention, which super().__init__(config) makes, and null."
+            f"The layer's missing parameters: {', '.join(missing) or 'none'}; additional ones: "
+            f"{', '.join(added) or 'none'}. The optimiser and files of weights find the nn.Parameters of the layer "
+            "itself, by name: those of Attention, which super().__init__(config) makes, and null."
         )
     if theirs["null"].shape != (draw.H,) or theirs["null"].count_nonzero():
         raise Wrong(
-            f"null is {shown(theirs['null'].detach())} at first; {draw.H} heads should have {draw.H} zeros. With 0 "
-            "the null key begins as one token more among those that are looked at alike. Far below 0 the head never "
-            "finds it, far above it reads nothing, and neither has a gradient."
+            f"null starts as {shown(theirs['null'].detach())}; {draw.H} heads should have {draw.H} zeros. At 0 the "
+            "null key begins as one more token among those that are looked at equally. Far below 0 the head never "
+            "finds it, far above 0 it reads nothing, and in both cases there is no gradient."
         )
 
 
 def reads_as_before(answer: Answer, draw: Draw) -> None:
-    """NullAttention: with null at -inf, it is Attention, whoever says where to look"""
+    """NullAttention: with null at -inf it equals Attention, whatever it is handed"""
     usual, theirs = layers(answer, draw, -math.inf)
     x, bias = draw.numbers(draw.B, draw.N, draw.H * draw.d), draw.numbers(draw.H, draw.N, draw.N)
     other = draw.routing()
@@ -285,14 +286,14 @@ def reads_as_before(answer: Answer, draw: Draw) -> None:
             one, two = one.detach(), two.detach()
             if one.shape != two.shape or not close(one, two):
                 raise Wrong(
-                    f"The same weights as an Attention, null at -inf, and handed {given}: {name} differs (its "
-                    f"first number is {shown(one.flatten()[0])}, should be {shown(two.flatten()[0])}). Only one line "
-                    "of Attention.forward is to change, the one that reads; compare the others."
+                    f"With the weights of an Attention, null at -inf, and {given} handed over, {name} differs (its "
+                    f"first number is {shown(one.flatten()[0])}, and should be {shown(two.flatten()[0])}). Change only "
+                    "one line of Attention.forward, the one that reads; compare the others."
                 )
 
 
 def reads_nothing(answer: Answer, draw: Draw) -> None:
-    """NullAttention: with null at 300, it adds what it adds to an image of nothing"""
+    """NullAttention: with null at 300 it reads nothing, whatever it is handed"""
     usual, theirs = layers(answer, draw, 300)
     x = draw.numbers(draw.B, draw.N, draw.H * draw.d)
     expected = usual.proj(usual.norm(torch.zeros_like(x))).detach()
@@ -301,9 +302,9 @@ def reads_nothing(answer: Answer, draw: Draw) -> None:
         if not close(output, expected):
             i = worst(output, expected)
             raise Wrong(
-                f"null is 300, and the layer is handed {given}: all heads read 0, and after the last matrix the bias "
-                f"alone is left, {shown(expected[i])}; your output has {shown(output[i])}. The null key belongs to the "
-                "layer: it reads with it whoever says where to look."
+                f"null is 300, and the layer is handed {given}: all heads should read 0, so only biases are left in "
+                f"the output, {shown(expected[i])}; yours has {shown(output[i])}. The null key belongs to the layer, "
+                "which reads with it whatever it is handed."
             )
 
 
@@ -316,8 +317,8 @@ def learns(answer: Answer, draw: Draw) -> None:
     still = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.count_nonzero()]
     if still:
         raise Wrong(
-            f"After a backward pass {', '.join(still)} had no gradient: training would leave it as it is. Was it "
-            f"detached, read as .data, or copied into a new tensor?"
+            f"After a backward pass {', '.join(still)} had no gradient, so training would not change it. Was it "
+            "detached, read as .data, or copied into a new tensor?"
         )
 
 
@@ -342,9 +343,9 @@ LAWS = [
 HINTS = [
     "A null key is one more column of logits, whose v is 0. How much of a row is then left for the tokens, and how is "
     "it divided among them?",
-    "Either put null as a column beside attention_logits(r), take the softmax, and read with all columns but this "
+    "Either put null as a column beside attention_logits(r), take the softmax, and read with all columns except this "
     "one; or compare null with the logsumexp of the row. NullAttention: copy Attention.forward and change the line "
     "that reads.",
-    "leak = sigmoid(null - logsumexp(logits)), with null as (H, 1); what is left of the row is divided as before, so "
-    "the read is what attend reads, times what did not leak.",
+    "leak = sigmoid(null - logsumexp(logits)), with null as (H, 1); the rest of the row is divided as before, so you "
+    "read what attend reads, times 1 - leak.",
 ]

@@ -1,8 +1,8 @@
-"""Tests of the checkers, for every exercise on disk: what holds, what fails, and with which sentence.
+"""These tests try the checkers on every exercise: what holds, what fails, and with which sentence.
 
-A solution holds at 50 seeds; a stub is not begun; each wrong answer fails with the sentence in its own first line; each
-sentence is provoked by a wrong answer; mutants of the solutions die, or stand in survivors.txt with a reason; every
-command of a statement parses. The last part runs check.py as learners and teachers do.
+A solution holds at 50 seeds; a stub is not begun; each wrong answer fails with the sentence in its first line; each
+sentence is provoked by a wrong answer; mutants of the solutions die, or survivors.txt has a reason; every command of a
+page parses. The last part runs check.py as learners and lecturers do.
 """
 
 import ast
@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(EXERCISES)]
 import check  # noqa: E402
 import run  # noqa: E402
 from examine import Line, Report, examine, exercises, load, try_laws  # noqa: E402
+from experiments import e8  # noqa: E402
 from kit import Answer, Draw, Wrong, hold  # noqa: E402
 
 import eval  # noqa: E402
@@ -47,7 +48,7 @@ WRONG = sorted([*STAFF.glob("wrong/e[0-9]_*.py"), *STAFF.glob("near/e[0-9]_*.py"
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Small tensors are faster on one."""
+    """Uses one thread, on which small tensors are faster."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,7 +64,7 @@ def number_of(path: Path) -> int:
 
 
 def found(path: Path, seed: int = 0, **options) -> list[Line]:
-    """What the laws say of a file."""
+    """Returns what the laws say about a file."""
     return list(try_laws(KNOWN[number_of(path)].laws, load(path), seed, **options))
 
 
@@ -93,7 +94,7 @@ def test_the_stub_is_not_begun(number, tmp_path):
     exercise = KNOWN[number]
     assert {line.state for line in found(exercise.stub)} <= {"not begun", "waits"}
     (tmp_path / "e.py").write_text(exercise.stub.read_text() + "\n")
-    assert examine(exercise, tmp_path / "e.py", 0, seconds=0.001).state == "not begun"  # and starts no process
+    assert examine(exercise, tmp_path / "e.py", 0, seconds=0.001).state == "not begun"  # It starts no process.
 
 
 @pytest.mark.parametrize("number", KNOWN)
@@ -106,7 +107,7 @@ def test_an_exercise_is_complete(number):
         f"| {number} | {exercise.title} | {exercise.time} | {exercise.points} |"
         in (EXERCISES / "README.md").read_text()
     )
-    assert len(exercise.laws.HINTS) == 3 and number in SOLVED
+    assert len(exercise.laws.HINTS) == 3 and number in SOLVED and (EXERCISES / f"experiments/e{number}.py").is_file()
     assert sum(number_of(path) == number and path.parent.name == "wrong" for path in WRONG) >= 3
     assert any(number_of(path) == number and path.parent.name == "near" for path in WRONG)
     asked = {getattr(node, "name", None) for node in ast.parse(exercise.stub.read_text()).body}
@@ -123,24 +124,24 @@ def test_a_wrong_answer_meets_its_sentence(path):
     first, why, *_ = path.read_text().splitlines()
     assert first.startswith("# says: ") and why.startswith("# ")
     lines = try_laws(KNOWN[number_of(path)].laws, load(path), 0)
-    sentence = next((line.sentence for line in lines if line.state == "WRONG"), "it holds")  # what one reads first
+    sentence = next((line.sentence for line in lines if line.state == "WRONG"), "it holds")  # One reads this first.
     assert first.removeprefix("# says: ") in sentence
 
 
 @pytest.mark.parametrize("number", SOLVED)
 def test_every_sentence_is_provoked(number):
     laws = KNOWN[number].laws
-    sites = {}  # first and last line of each `raise Wrong`
+    sites = {}  # These are the first and last line of each `raise Wrong`.
     for node in ast.walk(ast.parse(Path(laws.__file__).read_text())):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "Wrong":
             sites[node.lineno] = node.end_lineno
     raised = set()
     for path in [path for path in WRONG if number_of(path) == number]:
         answer = Answer(load(path), laws.RETURNS)
-        for law in laws.LAWS:  # one that waits, too
+        for law in laws.LAWS:  # A law that waits is tried, too.
             try:
                 hold(law, answer, 0, draws=min(6, getattr(laws, "DRAWS", 12)))
-            except Exception as error:  # of a law that was to wait, not always a sentence
+            except Exception as error:  # A law that should wait may raise anything.
                 frames = traceback.extract_tb(error.__traceback__)
                 raised |= {frame.lineno for frame in frames if frame.filename == laws.__file__}
     silent = [first for first, last in sites.items() if raised.isdisjoint(range(first, last + 1))]
@@ -166,7 +167,7 @@ SWAPPED = {
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST]:
-    """What could stand in the place of a node: another operator or none, another number, no sign, no transpose."""
+    """Yields what could replace a node: another operator or none, another number, no sign, no transpose."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
         yield ast.BinOp(node.right, node.op, node.left)
     elif isinstance(node, ast.BinOp) and type(node.op) in SWAPPED:
@@ -186,7 +187,7 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """(what was changed, the changed file) for every single change."""
+    """Yields (what was changed, the changed file) for every single change."""
     tree = ast.parse(source)
     places = []  # (statement, parent, field, index)
     for function in [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]:
@@ -204,7 +205,7 @@ def mutants(source: str) -> Iterator[tuple[str, str]]:
 
 
 def places_in(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
-    """Where expressions stand below a statement, but not below statements inside of it, nor in types and docstrings."""
+    """Yields where expressions are below a statement, but not below statements in it, nor in types and docstrings."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
@@ -229,7 +230,7 @@ def test_mutants_die(number, tmp_path):
         path = tmp_path / f"e{number}.py"
         path.write_text(source)
         lines = try_laws(KNOWN[number].laws, load(path), 0)
-        if not any(line.state == "WRONG" for line in lines):  # the first one is enough
+        if not any(line.state == "WRONG" for line in lines):  # The first one is enough.
             survivors.append(f"e{number}: {change}")
     listed = [line for line in (STAFF / "survivors.txt").read_text().splitlines() if line.startswith(f"e{number}: ")]
     assert all(line.partition("  # ")[2] for line in listed), "each survivor has a reason"
@@ -240,7 +241,7 @@ def test_mutants_die(number, tmp_path):
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of every command in the statements and in README."""
+    """Returns (page, command) for every command in the pages and in README."""
     found = []
     for page in sorted(EXERCISES.glob("*.md")):
         text = page.read_text()
@@ -267,7 +268,7 @@ def test_a_command_parses(page, command):
 # ---- Runs ------------------------------------------------------------------------------------------------------------
 
 SMALL = "--train-images 40 --batch-size 20 --epochs 1".split()
-RUNS = {  # the exercise's own words, and those for train.py
+RUNS = {  # Each has the words for the exercise, and those for train.py.
     1: ("--condition 10", "--mode transfer --method distill"),
     2: ("", "--mode transfer --method distill"),
     3: ("--keep 0.5", ""),
@@ -281,7 +282,7 @@ RUNS = {  # the exercise's own words, and those for train.py
 
 @pytest.fixture
 def small_runs(tmp_path, monkeypatch):
-    """Runs take a second, below tmp_path: of few images, with a teacher that is not trained."""
+    """Makes runs take a second, below tmp_path, with few images and an untrained teacher."""
     usual, teacher = data.matching, ViT(find_teacher("deit_nano").config).eval().requires_grad_(False)
 
     def few(count, seed):
@@ -293,25 +294,31 @@ def small_runs(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "matching", few)
-    monkeypatch.setattr(run, "matching", few)
-    monkeypatch.setattr(run, "layout", lambda count, seed: layout(min(count, 256), seed))
+    monkeypatch.setattr("experiments.e3.matching", few)
+    monkeypatch.setattr("experiments.e3.layout", lambda count, seed: layout(min(count, 256), seed))
     monkeypatch.setattr(train, "build_teacher", lambda settings: teacher)
-    monkeypatch.setattr(run.teachers, "load_teacher", lambda name: teacher)
-    monkeypatch.setattr(run.teachers, "pretrain", untrained)
+    monkeypatch.setattr("teachers.load_teacher", lambda name: teacher)
+    monkeypatch.setattr("teachers.pretrain", untrained)
 
 
 def words_for(number: int, answers: Path, *more: str) -> list[str]:
-    """What is typed after run.py. Exercise 3 looks at the runs that are there."""
+    """Returns what is typed after run.py. Exercise 3 looks at the runs that are there."""
     own, for_train = RUNS[number]
     looked_at = map(str, Path("runs").glob("deit_nano*")) if number == 3 else []
     return [str(number), *looked_at, *own.split(), "--answers", str(answers), "--", *for_train.split(), *SMALL, *more]
 
 
 def hand_in(folder: Path, number: int, figures: str) -> None:
-    """A written answer with something below each heading."""
-    texts = ("more", f"python exercises/run.py {number}", figures, "Since so it is.", "If not.")
+    """Writes an answer with something below each heading."""
+    texts = ("more", f"python exercises/run.py {number}", figures, "It follows.", "If not.")
     parts = [f"## {heading}\n{text}\n" for heading, text in zip(check.HEADINGS, texts, strict=True)]
     (folder / f"e{number}.md").write_text("\n".join(parts))
+
+
+@pytest.mark.parametrize("words", ["4 --keep 0", "8 RUN", "3", "9", "4 --radius -1", "5 --control none"])
+def test_run_refuses_words_of_another_exercise(words):
+    with pytest.raises(UserError):
+        run.parse_arguments(words.split())
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5, 6])
@@ -336,7 +343,7 @@ def test_run_waits_for_a_prediction_then_trains_and_records_it(number, small_run
         results = (tmp_path / "runs" / "exercises").rglob("result.json")
         return {json.loads(path.read_text())["epochs"] for path in results}
 
-    # Other words are no reason to show what was found with the first ones.
+    # With other words, the results of the first ones are not shown.
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "exercises").rglob("result.json")}
     assert epochs_of(*words) == {1} and all(path.stat().st_mtime_ns == time for path, time in times.items())
     with pytest.raises(UserError, match="epochs 1 there and 2 here.*--fresh"):
@@ -368,7 +375,7 @@ def test_the_solutions_with_their_runs_and_written_answers_get_all_points(small_
     assert row["remarks"] == "" and row["total"] == "100.0"
     assert [float(row[f"e{number}"]) for number in KNOWN] == [exercise.points for exercise in KNOWN.values()]
 
-    # What exercises 3 and 8 note keeps its first prediction, until the answer is another one.
+    # What exercises 3 and 8 write keeps its first prediction until the answer changes.
     for number in (3, 8):
         configs = list(Path("runs/exercises", f"e{number}").glob("*/config.json"))
         page = person / f"e{number}.md"
@@ -398,10 +405,10 @@ def test_the_averaged_weights_have_the_averaged_gates(small_runs, tmp_path):
 
 
 def test_ranks_share_a_place_and_a_constant_score_has_no_order():
-    assert run.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == 0
-    assert run.rank_correlation([5, 6, 7, 8], [1, 20, 300, 4000]) == pytest.approx(1)
+    assert e8.rank_correlation([1, 1, 1, 1], [1, 2, 3, 4]) == 0
+    assert e8.rank_correlation([5, 6, 7, 8], [1, 20, 300, 4000]) == pytest.approx(1)
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: their covariance is 4.5 / 4, and their variances are 4.5 / 4 and 5 / 4.
-    assert run.rank_correlation([0, 3, 3, 9], [1, 2, 3, 4]) == pytest.approx((4.5 / 5) ** 0.5)
+    assert e8.rank_correlation([0, 3, 3, 9], [1, 2, 3, 4]) == pytest.approx((4.5 / 5) ** 0.5)
 
 
 # ---- Manners: what kit.py says ---------------------------------------------------------------------------------------
@@ -409,17 +416,17 @@ def test_ranks_share_a_place_and_a_constant_score_has_no_order():
 MANNERS = {
     "def double(x): return 2 * x": "",
     "def twice(x): return 2 * x": "There is no function double in the file",
-    "def double(x): return y": "double raised NameError: name 'y' is not defined, in line 1 (def double(x): return y), "
+    "def double(x): return y": "double raised NameError: name 'y' is not defined, on line 1 (def double(x): return y), "
     "given x = a tensor (2, 3).",
     "def double(): return 2": "before its first line, given x = a tensor (2, 3).",
-    "import sys\ndef double(x): sys.exit(3)": "double raised SystemExit: 3, in line 2",
+    "import sys\ndef double(x): sys.exit(3)": "double raised SystemExit: 3, on line 2",
     "def double(x):\n  x *= 2\n  return x": "double changed its input x",
     "def double(x): x.resize_(1)": "double changed its input x",
-    "def double(x): return None": "double returned None where a tensor (2, 3) is asked for",
-    "def double(x): return 2 * x[0]": "double returned a tensor (3,) where a tensor (2, 3) is asked for",
-    "def double(x): return 2 * x.float()": "torch.float32 where torch.float64 is asked for",
+    "def double(x): return None": "double returned None where a tensor (2, 3) is expected",
+    "def double(x): return 2 * x[0]": "double returned a tensor (3,) where a tensor (2, 3) is expected",
+    "def double(x): return 2 * x.float()": "torch.float32 where torch.float64 is expected",
     "def double(x): return x / 0": "double returned numbers that are not finite",
-    "def double(x):\n  while True:\n    try: 1\n    except Exception: pass": "did not come back within 0.1 s",
+    "def double(x):\n  while True:\n    try: 1\n    except Exception: pass": "did not return within 0.1 s",
 }
 
 
@@ -447,13 +454,13 @@ def test_what_must_come_back_may_be_parts():
     assert (
         misfit((x, x), (x, x)) == "" and misfit(1.0, 0.0) == "" and misfit(torch.nn.Identity(), torch.nn.Module) == ""
     )
-    assert misfit([x, x], [x]) == "[a tensor (2,), a tensor (2,)] where [a tensor (2,)] is asked for"
+    assert misfit([x, x], [x]) == "[a tensor (2,), a tensor (2,)] where [a tensor (2,)] is expected"
     assert misfit((x, x, None), Routing(x, x)) == "(a tensor (2,), a tensor (2,), None) where Routing(" + (
-        "q: (2,), k: (2,), bias: None) is asked for"
+        "q: (2,), k: (2,), bias: None) is expected"
     )
     assert "k: (1,)" in misfit(Routing(x, x[:1]), Routing(x, x))
     assert "torch.float32 where torch.float64" in misfit(Routing(x, x), Routing(x, x.double()))
-    assert "plain number" in misfit(x[0], 0.0) and "Module is asked for" in misfit(x, torch.nn.Module)
+    assert "plain number" in misfit(x[0], 0.0) and "Module is expected" in misfit(x, torch.nn.Module)
 
 
 def test_plugged_changes_what_a_student_copies():
@@ -505,7 +512,7 @@ def test_start_hint_and_table(tmp_path, capsys):
 
 
 def test_bad_files_are_answered_and_the_others_checked(tmp_path, capsys, monkeypatch):
-    """Each in a process of its own, as a learner has them."""
+    """Checks each file in a process of its own, as learners do."""
     reports = {}
 
     def noted(exercise, path, seed):
@@ -526,21 +533,21 @@ def test_bad_files_are_answered_and_the_others_checked(tmp_path, capsys, monkeyp
     states = {row[1].strip(): row[5].strip() for row in table}
     assert [states[str(number)] for number in bad] == ["holds", "WRONG", "WRONG"]
     assert reports[1].printed.startswith("herehere") and len(reports[1].printed) == 1000
-    assert reports[2].mistake.startswith("The file does not parse: '(' was never closed, in line 1")
-    assert reports[3].mistake.startswith("It ended its own process before the laws were through.")
+    assert reports[2].mistake.startswith("The file does not parse: '(' was never closed, on line 1")
+    assert reports[3].mistake.startswith("It ended its own process before all laws were tested.")
     check.print_report(KNOWN[1], tmp_path / "e1.py", reports[1])
-    assert "it printed:\n  herehere" in capsys.readouterr().out
+    assert "your file printed:\n  herehere" in capsys.readouterr().out
 
 
 def test_a_process_that_does_not_listen_is_ended(tmp_path):
     (tmp_path / "e1.py").write_text("while True:\n    try:\n        while True: pass\n    except BaseException: pass")
     report = examine(KNOWN[1], tmp_path / "e1.py", 0, seconds=0.5)
-    assert report.mistake == "It did not end within 0.5 s. Is there a loop without an end?"
+    assert report.mistake == "It did not finish within 0.5 s. Is there an endless loop?"
 
 
 def test_one_clear_answer_each(tmp_path, capsys, monkeypatch):
     def answer(exercise, path, seed):
-        """As in a process of its own."""
+        """Returns what a process of its own would report."""
         try:
             return Report(list(try_laws(exercise.laws, load(path), seed)))
         except Wrong as error:
@@ -549,10 +556,10 @@ def test_one_clear_answer_each(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(check, "examine", answer)
     path = tmp_path / "e4.py"
     told = {
-        "def windowed(r, config:\n  return": "  WRONG  The file does not parse: '(' was never closed, in line 1",
+        "def windowed(r, config:\n  return": "  WRONG  The file does not parse: '(' was never closed, on line 1",
         "\0": "  WRONG  The file does not parse: ",
-        "raise ValueError('no')": "  WRONG  The file raised ValueError: no, in line 1",
-        "quit(3)": "  WRONG  The file raised SystemExit: 3, in line 1",
+        "raise ValueError('no')": "  WRONG  The file raised ValueError: no, on line 1",
+        "quit(3)": "  WRONG  The file raised SystemExit: 3, on line 1",
         "def windowed(r, config, radius): return 3": "returned 3 where Routing(",
         (STAFF / "wrong" / "e4_flattened.py").read_text(): "  -      6 more laws wait for this one\n",
         "windowed = 4": "There is no function windowed in the file",
@@ -572,7 +579,7 @@ def test_one_clear_answer_each(tmp_path, capsys, monkeypatch):
 MISUSE = {
     "99": "there is no exercise 99",
     "four": "invalid int value: 'four'",
-    "--hint": "a hint of which exercise?",
+    "--hint": "a hint for which exercise?",
     "1 --start": "one thing at a time",
     "--grade here": "--grade DIR and --csv FILE go together",
     "--csv here.csv": "--grade DIR and --csv FILE go together",
@@ -606,7 +613,7 @@ def note_runs(person: Path, number: int, prediction: str = "more", seeds: tuple 
 
 
 def table_of(folder: Path, table: Path) -> dict[str, dict]:
-    """The rows of a class, by name."""
+    """Returns the rows of a class, by name."""
     assert check.main(["--grade", str(folder), "--csv", str(table), "--salt", "2026"]) == 0
     return {row["name"]: row for row in csv.DictReader(table.open(encoding="utf-8", newline=""))}
 
@@ -615,7 +622,7 @@ FIGURES = "seed 0: 95.12, seed 1: 96.00, seed 2: 94.5"
 
 
 def test_a_class_is_marked(tmp_path, capsys):
-    """Three submissions: right, half right, and without runs; and folders with strange names."""
+    """Marks three submissions (right, half right, without runs) and folders with strange names."""
     right, half, bare = (tmp_path / "class" / name for name in ("Ada", "Ben, jr.", "=Cem"))
     for folder in (right, half, bare / "answers", tmp_path / "class" / "empty\n\x1b[2J", tmp_path / "class" / ".git"):
         folder.mkdir(parents=True)
@@ -636,7 +643,7 @@ def test_a_class_is_marked(tmp_path, capsys):
     laws = len(KNOWN[1].laws.LAWS)
     assert rows["Ada"]["e1"] == "5.0" and rows["'=Cem"]["e1"] == "3.0" and rows["Ada"]["remarks"] == ""
     assert rows["Ben, jr."]["e1"] == f"{5 * (0.6 * (laws - 1) / laws + 0.4 / 4):.1f}"
-    lacks = "e1: lacks the prediction before the run, three seeds, figures of its runs"
+    lacks = "e1: lacks the prediction before the run, three seeds, figures from its runs"
     assert rows["Ben, jr."]["remarks"] == lacks
     assert rows["empty??[2J"]["total"] == "0.0" and rows["empty??[2J"]["remarks"] == ""
 
@@ -662,7 +669,7 @@ def test_the_sample_submission_gets_all_points():
 
 
 def test_no_submission_stops_the_class(tmp_path, capsys):
-    """Each does harm in its own way, and the honest one, the last of the class, gets all points."""
+    """Each does harm in its own way, but the honest one, the last of the class, gets all points."""
     people = tmp_path / "class"
     honest = people / "Zoe"
     honest.mkdir(parents=True)
@@ -693,8 +700,8 @@ def test_no_submission_stops_the_class(tmp_path, capsys):
     assert {rows[name]["e1"] for name in REPORTS} == {"0.0"}
     for name in ("deep", "long", "not a report", "other laws"):
         assert "It ended its own process" in rows[name]["remarks"], name
-    # A run that cannot be read is no run: the written answer has two seeds left.
-    assert rows.pop("a larger number")["e1"] == "5.0"  # It is no figure, and the run has others.
+    # A run that cannot be read does not count: the written answer has two seeds left.
+    assert rows.pop("a larger number")["e1"] == "5.0"  # It is not a figure, and the run has others.
     found = [(row["e1"], row["remarks"]) for name, row in rows.items() if name in runs]
     assert found == [("4.5", "e1: lacks three seeds")] * 4
 
@@ -732,7 +739,7 @@ def test_as_many_answers_at_once_as_cores_and_memory_allow(monkeypatch):
 
 
 def test_only_seconds_of_computing_count(tmp_path):
-    """A busy machine makes no right answer too slow: here one that sleeps for longer than it may compute."""
+    """A busy machine makes no right answer too slow: this one sleeps for longer than it may compute."""
     path = tmp_path / "e1.py"
     path.write_text("import time\ntime.sleep(2.5)\n" + solution(1).read_text())
     assert examine(KNOWN[1], path, 0, seconds=2).state == "holds"

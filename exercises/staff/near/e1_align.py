@@ -1,5 +1,5 @@
-# says: ; k + c is
-# transfer.align hands over the same map, too, but by leaving everything as it is.
+# says: , but k + c is
+# transfer.align hands over the same map, too, but it leaves everything as it is.
 from torch import Tensor
 
 from model import Routing, ViTConfig

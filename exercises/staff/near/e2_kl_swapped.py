@@ -1,5 +1,5 @@
-# says: whose weights p stand still
-# transfer.kl with its arguments exchanged has the right value; the slope of "loss = kl" is not the right one then.
+# says: Its weights p are constant
+# transfer.kl with swapped arguments has the right value, but then the slope of "loss = kl" is not the right one.
 from torch import Tensor
 
 from transfer import kl

@@ -1,5 +1,5 @@
 # says: Yours does not depend on keep
-# What eval.py maps draws: where the last block looks, averaged over heads.
+# This is what eval.py maps draws: where the last block looks, averaged over heads.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
 # says: A share of 0 needs a logit of -inf
-# transfer.align hides tokens, too: registers, and from everybody.
+# transfer.align hides tokens, too, but it hides registers, and from all tokens.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
 # says: and the k of image
-# the nearest thing in the code base: copying with what="k", which hands over k alone
+# The nearest thing in the project is copying with what="k", which hands over k alone.
 import torch
 
 from model import Handed, Routing, attention_map

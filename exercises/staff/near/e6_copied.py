@@ -1,5 +1,5 @@
-# says: the teacher is not heard at all
-# the nearest thing in the code base: transfer.copied, which knows no gate
+# says: the teacher has no influence
+# The nearest thing in the project is transfer.copied, which knows no gate.
 from torch import Tensor
 
 from model import Routing

@@ -1,5 +1,5 @@
-# says: added to all logits
-# the nearest thing in the code base: attend, whose bias could hold the null
+# says: add null to all logits
+# The nearest thing in the project is attend, whose bias could hold the null.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
-# says: as sharp, and differ as much
-# the nearest thing in the code base: the entropy of measures in transfer.py
+# says: equally sharp, and differ equally
+# The nearest thing in the project is the entropy from measures in transfer.py.
 from torch import Tensor
 
 from model import ViT

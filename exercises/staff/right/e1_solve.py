@@ -1,4 +1,4 @@
-# A linear system in the place of an inverse.
+# It solves a linear system in place of an inverse.
 import torch
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-# The slope as a difference from a mean, written out.
+# The slope is written as a difference from a mean.
 from torch import Tensor
 
 

@@ -1,4 +1,4 @@
-# From the last block to the first.
+# It goes from the last block to the first.
 import torch
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-# A large finite number in the place of infinity, and a loop over patches.
+# It uses a large finite number in place of infinity, and loops over patches.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,4 +1,4 @@
-# Orders are drawn until none keeps its own, and log 0 is avoided.
+# Orders are drawn until no image keeps its own map, and log 0 is avoided.
 import torch
 
 from model import Routing, attention_map

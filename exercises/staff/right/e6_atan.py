@@ -1,4 +1,4 @@
-# Another curve than the logistic one, which reaches its ends more slowly.
+# This curve reaches its ends more slowly than the logistic one.
 import torch
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-# The maps themselves are mixed, in full.
+# It mixes the full maps themselves.
 from torch import Tensor
 
 from model import Routing, attention_map

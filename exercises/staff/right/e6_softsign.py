@@ -1,4 +1,4 @@
-# A curve without exp.
+# This curve needs no exp.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,4 +1,4 @@
-# The null key as one more column of logits.
+# The null key is one more column of logits.
 
 import torch
 from torch import Tensor, nn

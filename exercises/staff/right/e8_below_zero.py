@@ -1,4 +1,4 @@
-# How often it goes wrong, below 0.
+# It counts errors, as numbers below 0.
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from model import ViT
 
 def score(teacher: ViT, images: Tensor, labels: Tensor) -> float:
     size, first = teacher.config.patch_size, teacher.config.prefix
-    shapes = images.amax(1, keepdim=True)  # the brightest channel: a shape in any colour
+    shapes = images.amax(1, keepdim=True)  # The brightest channel has the shape in any colour.
     patches = F.unfold(shapes, size, stride=size).mT  # (B, patches, pixels of one)
-    # What a student that has learnt nothing reads with each head of each block: (B, depth * H * pixels).
+    # This is what an untrained student reads with each head of each block: (B, depth * H * pixels).
     read = torch.cat([(maps[:, :, 0, first:] @ patches).flatten(1) for maps in teacher.attention_maps(images)], dim=1)
     apart = torch.cdist(read, read).fill_diagonal_(torch.inf)
     return -float((labels[apart.argmin(1)] != labels).double().mean())

@@ -8,5 +8,5 @@ from model import Routing
 
 def same_map(r: Routing, A: Tensor, c: Tensor) -> Routing:
     k = (r.k + c[:, None]) @ A
-    q = r.q @ torch.linalg.inv(A).mT  # as q A^-T A^T k^T = q k^T
+    q = r.q @ torch.linalg.inv(A).mT  # This holds as q A^-T A^T k^T = q k^T.
     return Routing(q, k, r.bias)

@@ -7,8 +7,8 @@ from model import Routing, attend
 
 def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
     theirs = Routing(*(part if part is None else part.detach() for part in theirs))
-    gate = gate[:, None, None]  # (H, 1, 1): a gate belongs to a head, and to all tokens and features of it
-    # Reading is linear in the map: to mix what was read is to mix the maps, and attend holds none.
+    gate = gate[:, None, None]  # (H, 1, 1). A gate is for all tokens and features of a head.
+    # Reading is linear in the map, so mixing what is read mixes the maps, and attend holds no map.
     return gate * attend(theirs, v) + (1 - gate) * attend(own, v)
 
 

@@ -9,7 +9,7 @@ from model import NOTHING, Attended, Attention, Handed, RoPE, Routing, ViTConfig
 def read_with_null(r: Routing, v: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
     # All tokens together weigh exp(logsumexp), the null key exp(null); the softmax of two logits is a sigmoid.
     leak = (null[:, None] - attention_logits(r).logsumexp(-1)).sigmoid()  # (B, H, N)
-    return (1 - leak)[..., None] * attend(r, v), leak  # what is left is divided among the tokens as before
+    return (1 - leak)[..., None] * attend(r, v), leak  # The rest is divided among the tokens as before.
 
 
 class NullAttention(Attention):

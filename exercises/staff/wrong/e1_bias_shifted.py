@@ -1,5 +1,5 @@
-# says: what happens to them is no concern of it
-# The bias is changed by c, to make up for the shift of k.
+# says: what happens to them does not affect it
+# c changes the bias, to make up for the shift of k.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: c was added token by token
-# k + c is added as torch lines it up, from the right, where the number of tokens happens to be that of the heads.
+# k + c is added as torch aligns it, from the right, where there happen to be as many tokens as heads.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: with which A did its q meet
-# The inverse of one head's matrix, as if all heads shared it.
+# says: which A did you undo in its q
+# One head's inverse is used as if all heads shared it.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: in q k^T, A arrives transposed
-# The inverse undoes A: right for numbers, but k stands transposed in the product.
+# says: q k^T contains A transposed
+# The inverse undoes A: this is right for numbers, but k stands transposed in the product.
 import torch
 from torch import Tensor
 

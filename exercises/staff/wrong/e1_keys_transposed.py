@@ -1,5 +1,5 @@
-# says: a key is a row, and A stands to the right of it
-# A k as for columns, written for rows as k A^T.
+# says: a key is a row, so multiply it by A from the right
+# A k is meant for columns. For rows it is written as k A^T.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: (k + c) A is
-# "The map must stay": all is done to q, and A is left out of k.
+# "The map must stay": everything is done to q, and k is left without A.
 from torch import Tensor
 
 from model import Routing

@@ -1,4 +1,4 @@
-# says: ; k + c is
+# says: , but k + c is
 # c is left out, since it changes no map.
 import torch
 from torch import Tensor

@@ -1,5 +1,5 @@
 # says: the shift comes first
-# k A + c instead of (k + c) A.
+# The keys are k A + c instead of (k + c) A.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: a shift of q differs from key to key
-# "What is added to k has to be taken off q."
+# says: a shift of q adds something else to each logit
+# "What is added to k has to be subtracted from q."
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: which matrix undoes A on q's side
-# q and k are treated alike, as if the map were a ratio of both.
+# q and k are treated alike, as if the map were their ratio.
 from torch import Tensor
 
 from model import Routing

@@ -1,5 +1,5 @@
-# says: The slope is to be worked out on paper
-# autograd does it.
+# says: Work out the slope on paper
+# Autograd does it.
 import torch
 from torch import Tensor
 

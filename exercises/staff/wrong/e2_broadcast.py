@@ -1,5 +1,5 @@
 # says: Sums and softmax go over the last dimension
-# value (N,) is taken off t (N, N) as it stands, which fits.
+# value (N,) is subtracted from t (N, N) as it is, which fits.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
-# says: A divergence is a cross-entropy less an entropy
-# -sum s log p, without the student's own entropy.
+# says: A divergence is a cross-entropy minus an entropy
+# This is -sum s log p, without the student's own entropy.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
 # says: A small number inside a logarithm
-# "1e-12 against log 0", which is too small to be seen elsewhere.
+# "1e-12 against log 0" is too small to be noticed elsewhere.
 from torch import Tensor
 
 

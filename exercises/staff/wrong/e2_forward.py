@@ -1,5 +1,5 @@
 # says: cover every peak of p
-# The forward divergence, as all of distillation has it.
+# This is the forward divergence, which all of distillation uses.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
 # says: Both s and log s depend on every logit
-# The mean is taken off twice the weights: the derivative of s t with respect to s, and once more for log s.
+# The mean is subtracted from twice the weights: for the derivative of s t by s, and once more for log s.
 from torch import Tensor
 
 

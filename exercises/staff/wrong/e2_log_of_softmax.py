@@ -1,5 +1,5 @@
 # says: exp(-10,000) is 0 in any float
-# softmax, then log.
+# It takes softmax, then log.
 from torch import Tensor
 
 

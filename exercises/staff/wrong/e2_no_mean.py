@@ -1,5 +1,5 @@
 # says: so a row's slopes sum to 0
-# s is held constant outside the logarithm, or softmax's second term forgotten.
+# s is constant outside the logarithm, or the second term of softmax is forgotten.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
 # says: logits are not yet logarithms of shares
-# logits are taken for log s.
+# It takes logits for log s.
 from torch import Tensor
 
 

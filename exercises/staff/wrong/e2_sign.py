@@ -1,5 +1,5 @@
-# says: training with it would climb
-# The mean less the term instead of the term less the mean.
+# says: so training would increase the loss
+# It is the mean minus the term instead of the term minus the mean.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
-# says: whose weights p stand still
-# The slope that one remembers from classification.
+# says: Its weights p are constant
+# This is the slope that one remembers from classification.
 from torch import Tensor
 
 

@@ -1,5 +1,5 @@
 # says: the row of token
-# As in a residual stream: what there is plus what is read.
+# As in a residual stream, what is read is added to what is there.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: products within an image
-# The batch is averaged away with the heads, and expanded at the end.
+# The batch is averaged with the heads, and expanded at the end.
 import torch
 from torch import Tensor
 

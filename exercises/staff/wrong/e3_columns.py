@@ -1,4 +1,4 @@
-# says: transposed, and made to sum to 1 again
+# says: transposed and then normalised to sum to 1
 # Rows and columns are mixed up, and then made to sum to 1.
 import torch
 from torch import Tensor

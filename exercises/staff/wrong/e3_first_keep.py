@@ -1,5 +1,5 @@
 # says: keep[l] belongs to block l
-# One share for all blocks.
+# One share is used for all blocks.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: Yours does not depend on keep
-# Half is kept, as the usual rollout has it, and keep is not looked at.
+# Half is kept, as in the usual rollout, and keep is ignored.
 import torch
 from torch import Tensor
 

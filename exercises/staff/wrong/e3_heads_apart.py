@@ -1,5 +1,5 @@
 # says: what head 0 found is not for head 0 alone
-# The heads are followed through all blocks, each by itself, and averaged at the end.
+# Each head is followed through all blocks by itself, and the heads are averaged at the end.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: keep[l] belongs to block l
-# keep is broadcast over rows, which fits where there are as many blocks as tokens.
+# keep is broadcast over rows, which fits if there are as many blocks as tokens.
 import torch
 from torch import Tensor
 

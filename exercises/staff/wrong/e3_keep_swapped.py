@@ -1,5 +1,5 @@
 # says: you have it the wrong way round
-# keep as the share of what is read.
+# keep is taken for the share of what is read.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: which of yours is treated in another way
-# An index too far: of three and more blocks the first ones are lost.
+# says: which of yours is treated differently
+# An index is too far: with three or more blocks the first ones are lost.
 import torch
 from torch import Tensor
 

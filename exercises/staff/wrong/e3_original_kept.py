@@ -1,5 +1,5 @@
 # says: what it keeps is what block 0 hands to it
-# What is kept is taken from the tokens that came in first.
+# What is kept comes from the original tokens.
 import torch
 from torch import Tensor
 

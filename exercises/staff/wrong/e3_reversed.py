@@ -1,5 +1,5 @@
-# says: next to the tokens that come in
-# Block after block from left to right, as one writes them down.
+# says: next to the incoming tokens
+# The blocks are multiplied from left to right, as one writes them down.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: A share kept is mixed with the rest by that share
-# The shares' squares sum to 1 instead of the shares; a last division makes rows sum to 1.
+# says: mixed in proportion, keep to 1 - keep
+# The squares of the shares sum to 1 instead of the shares; a last division makes rows sum to 1.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: there is nothing else to mix
-# The strongest head instead of the mean, made to sum to 1 again.
+# The strongest head is used instead of the mean, normalised to sum to 1 again.
 import torch
 from torch import Tensor
 

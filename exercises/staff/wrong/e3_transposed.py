@@ -1,5 +1,5 @@
 # says: every column sums to 1: yours is transposed
-# Tokens multiplied from the left, as if a column said where a token looks.
+# Tokens are multiplied from the left, as if a column said where a token looks.
 import torch
 from torch import Tensor
 

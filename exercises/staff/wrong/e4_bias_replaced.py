@@ -1,5 +1,5 @@
-# says: Yours is to be added to the one that is there
-# A bias of one's own, and the routing's is forgotten.
+# says: Add yours to the bias that is there
+# It makes its own bias and forgets that of the routing.
 import torch
 
 from model import Routing, ViTConfig

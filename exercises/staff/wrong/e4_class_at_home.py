@@ -1,5 +1,5 @@
 # says: its row stays
-# The class token is given the place of patch 0.
+# The class token gets the position of patch 0.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
 # says: the blinkers are for pairs of patches, not for rows
-# Everything outside of the window is hidden from a patch, the first tokens too.
+# Everything outside the window is hidden from a patch, the first tokens too.
 import torch
 
 from model import Routing, ViTConfig

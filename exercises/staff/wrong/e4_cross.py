@@ -1,5 +1,5 @@
 # says: if its row or its column is too far away
-# Hidden only where rows and columns are both too far.
+# A patch is hidden only if both its row and its column are too far away.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
-# says: 1 apart in the list, 2 in the grid
-# Distance in the list of tokens.
+# says: 1 apart in the list, but 2 in the grid
+# The distance is that in the list of tokens.
 import torch
 
 from model import Routing, ViTConfig

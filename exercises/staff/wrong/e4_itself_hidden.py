@@ -1,5 +1,5 @@
-# says: within the radius, so its share
-# A patch is no neighbour of its own.
+# says: near enough to have a share
+# A patch is not its own neighbour.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,4 +1,4 @@
-# says: 'at most 1' is also 1
+# says: 'at most 1' includes 1
 # "Less than" instead of "at most": at radius 0 a patch is left with the class token.
 import torch
 

@@ -1,5 +1,5 @@
 # says: the window is a square
-# Rows and columns away are added up.
+# The distances in rows and columns are added.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
 # says: A share of 0 needs a logit of -inf
-# A large negative number that is not large enough.
+# The large negative number is not large enough.
 import torch
 
 from model import Routing, ViTConfig

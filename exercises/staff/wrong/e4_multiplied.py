@@ -1,5 +1,5 @@
 # says: -inf times 0 is nan
-# The mask times -inf.
+# The mask is multiplied by -inf.
 import torch
 
 from model import Routing, ViTConfig

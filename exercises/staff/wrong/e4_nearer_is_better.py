@@ -1,5 +1,5 @@
-# says: What is near enough is seen as before
-# The nearer a patch, the more it is seen.
+# says: What is near enough is seen exactly as before
+# The nearer a patch is, the more it is seen.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
 # says: which is config.prefix
-# One token before the patches, as in most models.
+# It assumes one token before the patches, as in most models.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
-# says: too far, so its share is 0
-# A radius that counts from 1: at 0 the neighbours are seen, at 1 nothing farther.
+# says: too far away to have one
+# The radius counts from 1: at 0 the neighbours are seen, at 1 nothing farther.
 import torch
 
 from model import Routing, ViTConfig

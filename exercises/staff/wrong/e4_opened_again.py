@@ -1,5 +1,5 @@
 # says: What was hidden once stays hidden
-# Infinities are cleared out of the bias first, "for safety".
+# Infinities are removed from the bias first, "for safety".
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
-# says: It is too far, so its share is 0
-# Neighbours are one away, whatever the radius.
+# says: It is too far away to have one
+# Neighbours are one step away, whatever the radius.
 import torch
 
 from model import Routing, ViTConfig

@@ -1,5 +1,5 @@
 # says: What is seen keeps its logit
-# What is hidden is made up for: a patch that sees little sees it evenly.
+# It makes up for what is hidden: a patch that sees little sees it evenly.
 import torch
 
 from model import Routing, ViTConfig

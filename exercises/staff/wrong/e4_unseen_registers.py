@@ -1,5 +1,5 @@
 # says: patches no longer see them
-# Registers see all, but are seen by nobody: "they are not image".
+# Registers see all, but are seen by no token: "they are not image".
 import torch
 
 from model import Routing, ViTConfig

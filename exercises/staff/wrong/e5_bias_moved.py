@@ -1,5 +1,5 @@
 # says: has no dimension of images
-# moves every part of the routing alike
+# It moves every part of the routing alike.
 import torch
 
 from model import Routing, attention_map

@@ -1,5 +1,5 @@
-# says: contains its bias already
-# keeps the teacher's own bias beside the mean map
+# says: already contains its bias
+# It keeps the teacher's own bias beside the mean map.
 import torch
 
 from model import Routing, attention_map

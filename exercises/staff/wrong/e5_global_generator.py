@@ -1,5 +1,5 @@
 # says: torch's global generator
-# forgets to hand the generator over
+# It forgets to pass the generator on.
 import torch
 
 from model import Routing, attention_map

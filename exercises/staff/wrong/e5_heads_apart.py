@@ -1,5 +1,5 @@
 # says: Heads share their work
-# shuffles more than asked: every head draws partners of its own
+# It shuffles more than it should: every head draws its own partners.
 import torch
 
 from model import Routing, attention_map

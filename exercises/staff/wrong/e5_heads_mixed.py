@@ -1,5 +1,5 @@
 # says: what makes heads differ
-# one map for all means one map for all heads, too
+# One map for all images is taken for one map for all heads, too.
 import torch
 
 from model import Routing, attention_map

@@ -1,5 +1,5 @@
 # says: and the k of image
-# k looks like the part that holds the image, q like the part that asks
+# k looks like the part that holds the image, and q like the part that asks.
 import torch
 
 from model import Routing, attention_map

@@ -1,5 +1,5 @@
 # says: the mean of logits
-# the logits can be put into the bias without a logarithm
+# The logits can be put into the bias without a logarithm.
 import torch
 
 from model import Routing, attention_logits

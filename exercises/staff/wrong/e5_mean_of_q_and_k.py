@@ -1,5 +1,5 @@
 # says: The mean of q times the mean of k
-# the mean of a routing as the mean of its parts
+# It takes the mean of a routing as the mean of its parts.
 import torch
 
 from model import Routing

@@ -1,5 +1,5 @@
 # says: The images still differ
-# every image asks the same mean question, but is asked for its own keys
+# Every image has the same mean query, but its own keys.
 import torch
 
 from model import Routing

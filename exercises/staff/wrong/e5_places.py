@@ -1,5 +1,5 @@
 # says: is none of the
-# the dimension of tokens in the place of the dimension of images
+# It takes the dimension of tokens for that of images.
 import torch
 
 from model import Routing, attention_map

@@ -1,5 +1,5 @@
 # says: kept its own
-# a random order looks like a fair exchange
+# A random order looks like a fair exchange.
 import torch
 
 from model import Routing, attention_map

@@ -1,5 +1,5 @@
 # says: there are two ways
-# a shift by one image never keeps an image's own map, and needs no generator
+# A shift by one image never keeps an image's own map, and needs no generator.
 import torch
 
 from model import Routing, attention_map

@@ -1,5 +1,5 @@
-# says: Is it the mean over images
-# a mean over everything that is not a head or a key
+# says: Do you take the mean over images
+# It takes the mean over everything that is not a head or a key.
 import torch
 
 from model import Routing, attention_map

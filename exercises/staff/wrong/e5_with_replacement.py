@@ -1,5 +1,5 @@
-# says: is used by none
-# draws for each image one of the others, whoever else has it
+# says: is not used
+# For each image it draws one of the others, whichever image has it already.
 import torch
 
 from model import Routing, attention_map

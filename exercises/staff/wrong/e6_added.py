@@ -1,5 +1,5 @@
 # says: nothing of the head's own map is left
-# adds the teacher on top, as a residual connection would
+# It adds the teacher on top, as a residual connection would.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
 # says: A routing is q, k and bias
-# computes the maps by hand from q and k
+# It computes the maps by hand from q and k.
 from torch import Tensor
 
 from model import Routing

@@ -1,4 +1,4 @@
-# says: looked at, not taught
+# says: the teacher must not learn
 # q and k are detached, and the bias is forgotten.
 from torch import Tensor
 

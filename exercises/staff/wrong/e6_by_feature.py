@@ -1,5 +1,5 @@
 # says: feature 0 of every head
-# leaves it to broadcasting: (H,) meets (d,)
+# It leaves this to broadcasting: (H,) is aligned with (d,).
 from torch import Tensor
 
 from model import Routing, attend

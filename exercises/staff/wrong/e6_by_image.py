@@ -1,5 +1,5 @@
 # says: image 0 of every head
-# one None too many: (H, 1, 1, 1) meets (B, H, N, d)
+# It has one None too many: (H, 1, 1, 1) is aligned with (B, H, N, d).
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
 # says: token 0 of every head
-# one None too few: (H, 1) meets (N, d)
+# It has one None too few: (H, 1) is aligned with (N, d).
 from torch import Tensor
 
 from model import Routing, attend

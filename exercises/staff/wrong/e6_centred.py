@@ -1,5 +1,5 @@
 # says: Heads do not compete
-# only differences between heads seem to matter
+# Only differences between heads seem to matter.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
-# says: no head has a reason
-# cuts off what is not a share
+# says: a head has no reason
+# It cuts off what is not a share.
 from torch import Tensor
 
 from model import Routing, attend

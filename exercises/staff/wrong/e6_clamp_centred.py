@@ -1,5 +1,5 @@
 # says: never comes back
-# cuts off, but from the middle
+# It cuts off, but from the middle.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
 # says: a constant, not a parameter
-# protects the parameter from what is done with the gates
+# It protects the parameter from what is done with the gates.
 from torch import Tensor
 
 from model import Routing, attend

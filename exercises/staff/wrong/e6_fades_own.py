@@ -1,5 +1,5 @@
-# says: the teacher is not heard at all
-# fades the head out, but lets the teacher in whatever the gate
+# says: the teacher has no influence
+# It fades the head out, but lets the teacher in whatever the gate is.
 from torch import Tensor
 
 from model import Routing, attend

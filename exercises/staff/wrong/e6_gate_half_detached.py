@@ -1,5 +1,5 @@
-# says: gets the slope
-# The gate is detached where the head's own map is weighed.
+# says: but the gradient of gate gives
+# The gate is detached where it weights the head's own map.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
 # says: but gets no gradient
-# a loop over heads with plain numbers
+# It loops over heads with plain numbers.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: Mix shares
-# mixes logits and calls softmax once, which saves a map
+# It mixes logits and calls softmax once, which saves a map.
 from torch import Tensor
 
 from model import Routing, attention_logits

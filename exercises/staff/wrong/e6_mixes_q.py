@@ -1,5 +1,5 @@
 # says: Mix shares
-# mixes queries, and takes the keys of whoever is stronger
+# It mixes queries, and takes the keys of the stronger side.
 import torch
 from torch import Tensor
 

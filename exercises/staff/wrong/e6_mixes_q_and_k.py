@@ -1,5 +1,5 @@
 # says: Mix shares
-# mixes the routings part by part, so that attend need be called only once
+# It mixes the routings part by part, so that attend is called only once.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
-# says: and stays ajar
-# A gate that never quite opens or shuts.
+# says: Yours never closes or opens fully
+# The gate never quite opens or closes.
 from torch import Tensor
 
 from model import Routing, attend

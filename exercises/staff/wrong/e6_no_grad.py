@@ -1,5 +1,5 @@
 # says: but gets no gradient
-# protects the teacher, and with it all that it is mixed with
+# It protects the teacher, and with it everything that it is mixed with.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: Does each head have a gate of its own
-# one gate for the layer
+# says: Does each head have its own gate
+# The layer has one gate.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
-# says: own.bias moves what is read, but gets no gradient
-# The own bias is detached as the teacher's is.
+# says: own.bias affects what is read, but gets no gradient
+# The head's own bias is detached, as the teacher's is.
 from torch import Tensor
 
 from model import Routing, attend

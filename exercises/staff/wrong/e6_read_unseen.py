@@ -1,5 +1,5 @@
 # says: v gets too little: what it gets through the teacher's map is missing
-# The whole of the teacher's read is under no_grad, and v with it.
+# All of the teacher's read is under no_grad, and v with it.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: are used as they are
-# squashes the gate in both functions
+# says: use them as they are
+# It squashes the gate in both functions.
 from torch import Tensor
 
 from model import Routing, attend

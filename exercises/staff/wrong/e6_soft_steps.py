@@ -1,5 +1,5 @@
-# says: in a straight line
-# eases in and out, as animations do
+# says: must be linear in it
+# It eases in and out, as animations do.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
 # says: which of the two maps
-# takes the gate for the share of the head's own map
+# It takes the gate for the share of the head's own map.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
-# says: looked at, not taught
-# relies on whoever calls it to have detached the teacher
+# says: the teacher must not learn
+# It relies on its caller to have detached the teacher.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
 # says: An optimiser knows no bounds
-# a parameter is a gate, once it starts at a half
+# The parameter is the gate, once it starts at a half.
 from torch import Tensor
 
 from model import Routing, attend

@@ -1,5 +1,5 @@
-# says: added to all logits
-# takes null for a bias on the logits
+# says: add null to all logits
+# It takes null for a bias on the logits.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: image 0 of every head
-# one None too many: (H, 1, 1) meets (B, H, N)
+# It has one None too many: (H, 1, 1) is aligned with (B, H, N).
 import torch
 from torch import Tensor, nn
 

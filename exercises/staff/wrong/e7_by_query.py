@@ -1,5 +1,5 @@
 # says: query 0 of every head
-# leaves it to broadcasting: (H,) meets (B, H, N)
+# It leaves this to broadcasting: (H,) is aligned with (B, H, N).
 import torch
 from torch import Tensor, nn
 

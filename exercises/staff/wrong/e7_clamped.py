@@ -1,5 +1,5 @@
 # says: it weighs exp(-inf) = 0
-# keeps null in a safe range
+# It keeps null in a safe range.
 import torch
 from torch import Tensor, nn
 

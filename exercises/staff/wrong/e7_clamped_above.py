@@ -1,5 +1,5 @@
 # says: A head that looks nowhere
-# keeps exp from overflowing
+# It keeps exp from overflowing.
 import torch
 from torch import Tensor, nn
 

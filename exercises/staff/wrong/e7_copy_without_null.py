@@ -1,5 +1,5 @@
-# says: whoever says where to look
-# reads with attend where another model says where to look
+# says: which reads with it whatever it is handed
+# It reads with attend if another model says where to look.
 import torch
 from torch import Tensor, nn
 

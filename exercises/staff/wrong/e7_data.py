@@ -1,5 +1,5 @@
 # says: had no gradient
-# hands over the numbers of the parameter
+# It passes the numbers of the parameter on.
 import torch
 from torch import Tensor, nn
 

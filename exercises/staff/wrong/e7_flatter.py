@@ -1,5 +1,5 @@
 # says: takes from every token in proportion
-# thinks that a head that leaks is less sure of all else, too
+# It assumes that a head that leaks is less sure of everything else, too.
 import torch
 from torch import Tensor, nn
 

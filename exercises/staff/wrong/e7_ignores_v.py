@@ -1,5 +1,5 @@
 # says: the one that reads
-# forgets that q, k or v alone may be handed
+# It forgets that q, k or v alone may be handed.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: or their largest
-# compares null with the largest logit, as if all tokens weighed as much
+# It compares null with the largest logit, as if all tokens weighed as much.
 import math
 
 import torch

@@ -1,5 +1,5 @@
 # says: which of them is detached
-# The leak takes the logits as they are: q and k learn nothing from it.
+# The leak takes the logits as they are, so q and k learn nothing from it.
 
 import torch
 from torch import Tensor, nn

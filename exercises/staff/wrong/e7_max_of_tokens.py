@@ -1,5 +1,5 @@
 # says: from the null's, too
-# subtracts the largest logit from the tokens' logits alone
+# It subtracts the largest logit from the tokens' logits alone.
 import torch
 from torch import Tensor, nn
 

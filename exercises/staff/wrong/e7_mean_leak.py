@@ -1,5 +1,5 @@
-# says: along which dimension
-# a leak for each head, as a gate has
+# says: over which dimension
+# There is one leak for each head, like a gate.
 import torch
 from torch import Tensor, nn
 

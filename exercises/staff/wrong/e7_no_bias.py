@@ -1,5 +1,5 @@
 # says: as if it had none
-# computes the logits by hand from q and k
+# It computes the logits by hand from q and k.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: exp(log 5) = 5
-# adds null to the denominator as it is
+# It adds null to the denominator as it is.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: the one that reads
-# forgets the norm that some families have before the last matrix
+# It forgets the norm that some families have before the last matrix.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: by name: those of Attention
-# a plain tensor, which no optimiser sees
+# null is a plain tensor, which no optimiser sees.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
 # says: gets no gradient at all
-# Null is made a plain tensor of numbers first.
+# null becomes a plain tensor of numbers first.
 
 import torch
 from torch import Tensor, nn

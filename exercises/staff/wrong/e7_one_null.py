@@ -1,5 +1,5 @@
-# says: Does each head have a null of its own
-# one null for all heads
+# says: Does each head have its own null
+# All heads have one null.
 import torch
 from torch import Tensor, nn
 

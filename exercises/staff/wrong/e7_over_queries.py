@@ -1,5 +1,5 @@
-# says: along which dimension
-# sums over queries in the place of keys
+# says: over which dimension
+# It sums over queries in place of keys.
 import torch
 from torch import Tensor, nn
 

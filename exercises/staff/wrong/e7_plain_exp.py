@@ -1,5 +1,5 @@
-# says: infinite / infinite is nan
-# writes the softmax as the formula stands
+# says: inf / inf is nan
+# It writes the softmax as the formula stands.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: exp(log 5) = 5
-# the softmax with 1 added to its denominator, as is known, has no null to learn
+# The well-known softmax with 1 added to its denominator has no null to learn.
 import torch
 from torch import Tensor, nn
 

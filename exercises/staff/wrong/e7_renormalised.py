@@ -1,5 +1,5 @@
-# says: made to sum to 1 again
-# divides by the sum of the tokens' shares, as dropping registers does
+# says: normalised to sum to 1 again
+# It divides by the sum of the tokens' shares, as dropping registers does.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
 # says: without another 1 / sqrt(d)
-# treats null as a product of q and k, which is scaled
+# It treats null as a product of q and k, which is scaled.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
-# says: neither has a gradient
-# starts where the student of today is, with no null key
+# says: in both cases there is no gradient
+# It starts without a null key, as students do today.
 import torch
 from torch import Tensor, nn
 

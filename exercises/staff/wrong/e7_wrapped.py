@@ -1,5 +1,5 @@
 # says: by name: those of Attention
-# keeps an Attention inside, so that all names are longer
+# It keeps an Attention inside, so that all names are longer.
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,5 @@
-# says: beside its maps
-# a good teacher is one that is right
+# says: besides its maps
+# It assumes that a good teacher is one that is right.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: drawn by lot
-# reads through a random projection, to save time
+# says: If the score is random
+# It reads through a random projection, to save time.
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,5 +1,5 @@
-# says: only the labels say
-# a good teacher looks at things and not at the background
+# says: Only the labels say
+# It assumes that a good teacher looks at things and not at the background.
 import torch
 import torch.nn.functional as F
 from torch import Tensor

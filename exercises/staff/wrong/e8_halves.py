@@ -1,5 +1,5 @@
 # says: leave out each image in turn
-# fits to the first half of the images and tests on the second
+# It fits to the first half of the images and tests on the second.
 import torch
 import torch.nn.functional as F
 from torch import Tensor

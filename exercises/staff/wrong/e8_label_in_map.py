@@ -1,5 +1,5 @@
 # says: A map is an address
-# tells the label from the class token's rows, without the images
+# It predicts the label from the class token's rows, without the images.
 import torch
 from torch import Tensor
 

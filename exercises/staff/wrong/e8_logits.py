@@ -1,5 +1,5 @@
 # says: things that no student ever sees
-# how far the logits of a teacher spread says how sure it is
+# It assumes that a teacher is sure if its logits spread far.
 import torch
 from torch import Tensor
 

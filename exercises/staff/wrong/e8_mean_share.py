@@ -1,5 +1,5 @@
 # says: a mean over everything
-# averages the maps over all their dimensions
+# It averages the maps over all their dimensions.
 from torch import Tensor
 
 from model import ViT

@@ -1,5 +1,5 @@
 # says: things that no student ever sees
-# large queries are queries that know what they want
+# It assumes that large queries know what they want.
 import torch
 from torch import Tensor
 

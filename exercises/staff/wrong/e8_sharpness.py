@@ -1,5 +1,5 @@
-# says: as sharp, and differ as much
-# a teacher that is sure knows more
+# says: equally sharp, and differ equally
+# It assumes that a teacher that is sure knows more.
 import torch
 from torch import Tensor
 

@@ -1,5 +1,5 @@
-# says: beside its maps
-# reads the teacher's own v, as the teacher does
+# says: besides its maps
+# It reads the teacher's own v, as the teacher does.
 import torch
 from torch import Tensor
 

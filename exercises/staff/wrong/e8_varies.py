@@ -1,5 +1,5 @@
-# says: as sharp, and differ as much
-# maps that depend on the image know something of the image
+# says: equally sharp, and differ equally
+# It assumes that maps that depend on the image know something about it.
 from torch import Tensor
 
 from model import ViT
