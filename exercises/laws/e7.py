@@ -81,8 +81,8 @@ def open_wide(answer: Answer, draw: Draw) -> None:
     read, leak = answer.read_with_null(r, v, v.new_full((draw.H,), 300.0))
     if not close(leak, torch.ones_like(leak)) or not close(read, torch.zeros_like(read)):
         raise Wrong(
-            f"null is 300 and all logits are small. Yours leaves {shown((1 - leak).max())} of a row to the "
-            f"tokens and reads up to {shown(read.abs().max())} (both should be 0). A head that looks nowhere reads nothing."
+            f"null is 300 and all logits are small. Yours leaves {shown((1 - leak).max())} of a row to the tokens and "
+            f"reads up to {shown(read.abs().max())} (both should be 0). A head that looks nowhere reads nothing."
         )
 
 
