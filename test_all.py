@@ -5185,6 +5185,13 @@ def test_the_script_of_readme_trains_a_baseline_and_a_better_student_in_less_tha
     assert abs(float(told[1]) - baseline) < 5 and abs(float(told[2]) - distill) < 5
 
 
+def test_readme_has_at_most_300_lines_and_so_has_the_way_to_the_method():
+    ends = {"README.md": "## The same", "model.py": "# ---- The shape of a ViT", "transfer.py": "    @torch.no_grad()"}
+    pages = {name: (HERE / name).read_text() for name in ends}
+    read = sum(len(page[: page.index(ends[name])].rstrip().splitlines()) for name, page in pages.items())
+    assert len(README.splitlines()) <= 300 and read <= 300
+
+
 ADDED = """
 import torch, train
 from model import ViT, native_components
