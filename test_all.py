@@ -5168,7 +5168,7 @@ def blocks_of(page: str, language: str) -> list[str]:
 def test_the_code_of_the_method_in_readme_is_that_of_the_files():
     code = (HERE / "transfer.py").read_text()
     blocks = [block for block in blocks_of(README + ADDING, "python") if "import" not in block]
-    assert len(blocks) == 3 and all(block in code for block in blocks)
+    assert len(blocks) == 4 and all(block in code for block in blocks)
 
 
 def test_the_script_of_readme_trains_a_baseline_and_a_better_student_in_less_than_a_minute(tmp_path):
