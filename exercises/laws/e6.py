@@ -165,8 +165,8 @@ def gradients(answer: Answer, draw: Draw) -> None:
         name, slope, expected = wrong
         why = {
             "gate": "A gate weights two reads, and both of them add to its gradient.",
-            "v": "v gets too little: what it gets through the teacher's map is missing. Is that read under no_grad, "
-            "or detached after v has been read? Detach only the teacher's q, k and bias.",
+            "v": "Both maps read v, and v gets a gradient through both. If the teacher's read is under no_grad, or "
+            "detached after v has been read, half of it is missing: detach only the teacher's q, k and bias.",
         }
         raise Wrong(
             f"If what is read is multiplied by random numbers and summed, the sum has a slope of {shown(expected)} in "

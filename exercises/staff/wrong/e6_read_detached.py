@@ -1,4 +1,4 @@
-# says: v gets too little: what it gets through the teacher's map is missing
+# says: detach only the teacher's q, k and bias
 # What was read with the teacher's map is detached, and v with it.
 from torch import Tensor
 

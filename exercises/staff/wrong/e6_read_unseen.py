@@ -1,4 +1,4 @@
-# says: v gets too little: what it gets through the teacher's map is missing
+# says: detach only the teacher's q, k and bias
 # All of the teacher's read is under no_grad, and v with it.
 import torch
 from torch import Tensor
