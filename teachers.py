@@ -787,7 +787,7 @@ PRETRAINING = dict(steps=1200, batch=64, lr=3e-3, betas=(0.9, 0.98), weight_deca
 
 
 def pretrain(name: str, path: Path, seed: int = 0) -> Path:
-    """Trains a nano teacher on new images of `matching` for half a minute, unless the file `path` holds it already."""
+    """Trains a nano teacher on new images of `matching`, in under a minute, unless the file `path` holds it already."""
     config = find_teacher(name).config
     recipe = PRETRAINING | {"seed": seed}
     stamp = json.dumps([repr(config), recipe])
