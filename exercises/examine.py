@@ -141,8 +141,9 @@ def work(exercise: Exercise, path: Path, seed: int, seconds: float, result: Path
     if resource:
         spent = resource.getrusage(resource.RUSAGE_SELF)
         seconds = math.ceil(spent.ru_utime + spent.ru_stime + seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        for kind, most in {resource.RLIMIT_CPU: seconds, resource.RLIMIT_DATA: MEMORY}.items():
+            with contextlib.suppress(ValueError, OSError):  # The system may already have a stricter limit.
+                resource.setrlimit(kind, (most, most + 1))
     printed, lines, mistake = io.StringIO(), [], ""
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:

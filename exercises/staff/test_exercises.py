@@ -15,8 +15,10 @@ import shutil
 import subprocess
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,12 +31,12 @@ sys.path[:0] = [str(ROOT), str(EXERCISES)]
 import check  # noqa: E402
 import run  # noqa: E402
 from examine import Line, Report, examine, exercises, load, try_laws  # noqa: E402
-from experiments import e8  # noqa: E402
+from experiments import e1, e8  # noqa: E402
 from kit import Answer, Draw, Wrong, hold  # noqa: E402
 
 import eval  # noqa: E402
 import train  # noqa: E402
-from model import ViT  # noqa: E402
+from model import Routing, ViT  # noqa: E402
 from support import data  # noqa: E402
 from support.errors import UserError  # noqa: E402
 from support.matching import layout  # noqa: E402
@@ -388,6 +390,16 @@ def test_the_solutions_with_their_runs_and_written_answers_get_all_points(small_
     run.main(words_for(8, person))
     record = json.loads(Path("runs/exercises/e8/seed0/config.json").read_text())["exercise"]
     assert record["prediction"] == check.prediction_hash("less")
+
+
+def test_what_an_experiment_makes_is_on_the_device_of_the_routing():
+    """Here the device is "meta", whose tensors have no values. To mix them with a CPU's raises an error."""
+    args = Namespace(condition=[10.0], train=[])
+    (trial,) = e1.run(args, load(solution(1)))
+    there = Routing(*torch.empty(2, 2, 3, 5, 4, device="meta"))
+    transfer = SimpleNamespace(teacher_routings=lambda images, drops: {0: there})
+    trial.change(transfer)
+    assert transfer.teacher_routings(None)[0].k.device.type == "meta"
 
 
 def test_the_averaged_weights_have_the_averaged_gates(small_runs, tmp_path):
