@@ -127,6 +127,7 @@ def start(known: dict[int, Exercise], folder: Path) -> None:
 
 # ---- Written answers -------------------------------------------------------------------------------------------------
 
+NO_FIGURES = ("teacher_top1", "train_seconds", "images_per_s")  # They do not show that somebody has looked.
 HEADINGS = ("Prediction", "Command", "Figures", "Explanation", "What would refute this")
 
 
@@ -134,8 +135,10 @@ def written(path: Path) -> dict[str, str]:
     """Returns the text below each heading of a written answer, with single spaces, without <!-- comments -->."""
     text, *commented = beginning(path).split("<!--")
     text += "".join(part.partition("-->")[2] for part in commented)
-    parts = re.split(r"^#+ +(.+)$", text, flags=re.MULTILINE)
-    return {heading.strip(): " ".join(body.split()) for heading, body in zip(parts[1::2], parts[2::2], strict=True)}
+    known = {heading.lower(): heading for heading in HEADINGS}  # All else is text: sub-headings, comments in code.
+    parts = re.split(rf"^#+ +({'|'.join(HEADINGS)})[ .:?!]*$", text, flags=re.MULTILINE | re.IGNORECASE)
+    bodies = zip(parts[1::2], parts[2::2], strict=True)
+    return {known[heading.lower()]: " ".join(body.split()) for heading, body in bodies}
 
 
 def prediction_hash(prediction: str) -> str:
@@ -149,7 +152,7 @@ def runs_of(folder: Path, number: int) -> list[tuple[str, str, list[float]]]:
     for path in sorted(folder.rglob("config.json")):
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # It is not a run.
             config, result = [json.loads(beginning(path.with_name(name))) for name in (path.name, "result.json")]
-            figures = [value for value in result.values() if isinstance(value, float)]
+            figures = [value for name, value in result.items() if isinstance(value, float) and name not in NO_FIGURES]
             if config["exercise"]["number"] == number:
                 found.append((str(config["settings"]["seed"]), str(config["exercise"]["prediction"]), figures))
     return found
@@ -187,7 +190,7 @@ def workers() -> int:
 
 def plain(text: str) -> str:
     """Makes a text fit for a cell: it is printable, and no spreadsheet takes it for a formula."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:1000])
     return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
@@ -209,7 +212,7 @@ def grade(known: dict, folder: Path, table: Path, salt: str, check: Callable) ->
         rows = [["name", *(f"e{number}" for number in known), "total", "remarks"]]
         for person in people:
             points, remarks = zip(*(marks[person, exercise] for exercise in known.values()), strict=True)
-            remarks = "; ".join(filter(None, remarks))
+            remarks = "; ".join(filter(None, remarks)) or ("" if any(points) else "no answers found")
             rows.append([person.name, *(f"{value:.1f}" for value in points), f"{sum(points):.1f}", remarks])
         rows = [[plain(cell) for cell in row] for row in rows]
         with open(temporary, "w", newline="", encoding="utf-8") as file:

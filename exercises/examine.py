@@ -47,7 +47,7 @@ class Exercise:
 
 
 def exercises() -> dict[int, Exercise]:
-    numbers = sorted(int(path.stem[1:]) for path in (HERE / "laws").glob("e[0-9].py"))
+    numbers = sorted(int(path.stem[1:]) for path in (HERE / "laws").glob("e*.py"))
     return {number: Exercise(number) for number in numbers}
 
 
@@ -99,7 +99,7 @@ def load(path: Path) -> types.ModuleType:
             exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except SyntaxError as error:
         raise Wrong(
-            f"The file does not parse: {error.msg}, on line {error.lineno} ({(error.text or '').strip()})."
+            f"The file does not parse: {error.msg}, on line {error.lineno} ({(error.text or '').strip()[:100]})."
         ) from None
     except TooSlow:
         raise Wrong(f"The file took more than {SECONDS:g} s to load. What runs outside of functions?") from None
@@ -163,6 +163,8 @@ def examine(exercise: Exercise, path: Path, seed: int, seconds: float | None = N
     if not path.is_file():
         return Report()
     try:
+        if path.stat().st_size > LONGEST:
+            return Report(mistake=f"The file has more than {LONGEST:,} bytes.")
         if path.read_bytes().split() == exercise.stub.read_bytes().split():
             return Report()
     except OSError as error:

@@ -11,9 +11,13 @@ import hashlib
 import shlex
 import statistics
 import sys
+import traceback
 from argparse import Namespace
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from check import prediction_hash, written
 from examine import HERE, ROOT, load  # This puts the repository's root on the path.
@@ -47,7 +51,7 @@ def train_grid(args: Namespace, trial: Trial) -> list[Path]:
         folders.append(folder)
         # If the answer has changed, the run starts over. If the prediction has changed, the run keeps the first one.
         has_run = (folder / "config.json").is_file()
-        is_old = has_run and runs.read_config(folder)["exercise"]["answer"] != args.record["answer"]
+        is_old = has_run and runs.read_json(folder / "config.json", {"exercise"})["exercise"]["answer"] != args.answer
         if "--fresh" in trial.words or is_old:
             runs.clear(folder, processes)
         images, its_teacher = train.build_data(settings), None
@@ -61,6 +65,7 @@ def train_grid(args: Namespace, trial: Trial) -> list[Path]:
             if is_left:
                 with tqdm(total=run.steps, desc=f"{trial.label} {folder.name}", unit="step") as bar:
                     train.train(run, folder, bar)
+                args.trained.append(folder)
 
     # This is top-1 on held-out images (mean, standard deviation, each seed's), and on training images at the end.
     held_out = [runs.read_result(folder)["top1"] for folder in folders]
@@ -103,6 +108,24 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     return args
 
 
+def watched(answer: ModuleType, args: Namespace) -> ModuleType:
+    """Notes in `args.calls` which of the exercise's functions are called. Raises `Wrong` if one is missing."""
+    args.trained, args.calls = [], []
+
+    def noting(name: str, function: Callable) -> Callable:
+        def call(*given: Any) -> Any:
+            args.calls.append(name)
+            return function(*given)
+
+        return call
+
+    for name in import_module(f"laws.e{args.exercise}").RETURNS:
+        if not callable(getattr(answer, name, None)):
+            raise Wrong(f"there is no function {name} in the file")
+        setattr(answer, name, noting(name, getattr(answer, name)))
+    return answer
+
+
 def main(words: list[str] | None = None) -> None:
     args = parse_arguments(words)
     path, page = (args.answers / f"e{args.exercise}.{suffix}" for suffix in ("py", "md"))
@@ -113,16 +136,24 @@ def main(words: list[str] | None = None) -> None:
         raise UserError(f"{page} has no prediction yet; write down what you expect, and why, before you look")
     code = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     sealed = prediction_hash(prediction)
+    args.answer = code
     args.record = {"number": int(args.exercise), "arguments": args.words, "prediction": sealed, "answer": code}
     try:
-        for step in args.experiment.run(args, load(path)):
+        for step in args.experiment.run(args, watched(load(path), args)):
             if isinstance(step, Finding):
                 note(args, step)
             else:
                 args.folders = train_grid(args, step)  # The experiment may look at them next.
-    except (Wrong, NotImplementedError) as error:
+    except Exception as error:
+        is_the_answers = any(frame.filename == str(path) for frame in traceback.extract_tb(error.__traceback__))
+        if isinstance(error, UserError) or not (is_the_answers or isinstance(error, Wrong)):
+            raise
         advice = f"python exercises/check.py {args.exercise} shows what is wrong"
         raise UserError(f"{path} does not work yet ({' '.join(str(error).split())[:200]}); {advice}") from error
+    if args.trained and not args.calls:  # They are ordinary runs, and do not count.
+        for folder in args.trained:
+            runs.clear(folder, Processes("cpu"))
+        raise UserError("your function was never called: with these words, train.py trains the same without it")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def equal_rows_cost_nothing(answer: Answer, draw: Draw) -> None:
 def logits_are_logits(answer: Answer, draw: Draw) -> None:
     """a number added to all logits of a row changes neither value nor slope"""
     log_p, logits = rows(draw, draw.B, draw.N)
+    if not answer.reverse_kl(log_p, logits)[1].count_nonzero():
+        raise Wrong("Two random rows differ, and all of your slopes are 0: with these, no student would ever learn.")
     shift = 1.0 + draw.uniform(draw.B)
     for before, after in zip(
         answer.reverse_kl(log_p, logits), answer.reverse_kl(log_p, logits + shift[:, None]), strict=True
@@ -139,6 +141,21 @@ def slope_is_the_values(answer: Answer, draw: Draw) -> None:
     )
 
 
+def extreme_slopes(answer: Answer, draw: Draw) -> None:
+    """the slope is that of the value where a share of p is exp(-10,000), too"""
+    log_p, logits = torch.zeros(2, draw.N, dtype=torch.float64).unbind()
+    log_p[0] = -10_000.0
+    log_p, step = log_p.log_softmax(-1), 1e-4 * torch.eye(draw.N, dtype=torch.float64)[0]
+    above, below = (answer.reverse_kl(log_p, logits + by * step)[0] for by in (1, -1))
+    quotient, slope = (above - below) / 2e-4, answer.reverse_kl(log_p, logits)[1][0]
+    if not close(slope, quotient, 1e-4):
+        raise Wrong(
+            f"p gives token 0 a share of exp(-10,000) and the {draw.N - 1} others equal shares: a unit of logit 0 "
+            f"changes the value by {shown(quotient)}, and your slope there is {shown(slope)}. The slope needs the same "
+            "care as the value: no small number inside a logarithm, and no clamp."
+        )
+
+
 def is_done_by_hand(answer: Answer, draw: Draw) -> None:
     """it works without autograd"""
     with torch.inference_mode():
@@ -155,6 +172,7 @@ slope_is_the_values.needs = [equal_rows_cost_nothing, slopes_sum_to_nothing]
 slopes_sum_to_nothing.needs = one_of_two_peaks.needs = [equal_rows_cost_nothing, logits_are_logits]
 no_share_is_too_small.needs = [one_of_two_peaks]
 is_done_by_hand.needs = [slope_is_the_values]
+extreme_slopes.needs = [slope_is_the_values, no_share_is_too_small]
 
 LAWS = [
     logits_are_logits,
@@ -164,6 +182,7 @@ LAWS = [
     rows_are_apart,
     slopes_sum_to_nothing,
     slope_is_the_values,
+    extreme_slopes,
     is_done_by_hand,
 ]
 

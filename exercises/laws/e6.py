@@ -117,6 +117,21 @@ def half(answer: Answer, draw: Draw) -> None:
         )
 
 
+def one_bias(answer: Answer, draw: Draw) -> None:
+    """gated_read: one routing may have a bias and the other none"""
+    theirs, own, v = cube(draw, bias=True)
+    half_open = torch.full_like(v[0, :, 0, 0], 0.5)
+    for one, other in ((theirs, own._replace(bias=None)), (theirs._replace(bias=None), own)):
+        read, expected = answer.gated_read(one, other, v, half_open), (attend(one, v) + attend(other, v)) / 2
+        if not close(read, expected):
+            i = worst(read, expected)
+            raise Wrong(
+                f"Only {'the teacher has' if one.bias is not None else 'the head itself has'} a bias, as BEiT has and "
+                f"a standard student has not; all gates are 0.5. At {place(i)}, you read {shown(read[i])} instead of "
+                f"{shown(expected[i])}. Look at each routing's own bias."
+            )
+
+
 def straight(answer: Answer, draw: Draw) -> None:
     """gated_read: a gate halfway between two others reads halfway between what they read"""
     theirs, own, v = draw.routing(), draw.routing(), draw.numbers(draw.B, draw.H, draw.N, draw.d)
@@ -177,6 +192,7 @@ def gradients(answer: Answer, draw: Draw) -> None:
 
 zero_is_own.needs = [one_copies]
 biases.needs = head_by_head.needs = half.needs = [one_copies, zero_is_own]
+one_bias.needs = [biases, half]
 straight.needs = gradients.needs = [head_by_head, half]
 
 
@@ -219,11 +235,11 @@ def apart(answer: Answer, draw: Draw) -> None:
 
 def never_stuck(answer: Answer, draw: Draw) -> None:
     """open_gates: a gate rises with its number, and can come back from both ends"""
-    raw = torch.tensor([-6.0, -1.0, 0.0, 1.0, 6.0], dtype=draw.dtype)
+    raw = torch.tensor([-15.0, -6.0, -1.0, 0.0, 1.0, 6.0, 15.0], dtype=draw.dtype)
     gate = answer.open_gates(raw)
     if not (gate.diff() > 0).all():
         raise Wrong(
-            f"For raw = -6, -1, 0, 1, 6 your gates are {shown(gate)}, which do not always rise. Where a gate is flat "
+            f"For raw = {shown(raw)} your gates are {shown(gate)}, which do not always rise. Where a gate is flat "
             "it has no gradient: one that an early step pushed there never comes back."
         )
     raw.requires_grad_()
@@ -231,14 +247,34 @@ def never_stuck(answer: Answer, draw: Draw) -> None:
     slopes = torch.autograd.grad(gate.sum(), raw)[0] if gate.requires_grad else torch.zeros_like(raw)
     if not (slopes > 0).all():
         raise Wrong(
-            f"For raw = -6, -1, 0, 1, 6 the slopes of your gates are {shown(slopes)}, which should all be above 0. A "
-            "gate without a slope is a constant, not a parameter."
+            f"For raw = {shown(raw.detach())} the slopes of your gates are {shown(slopes)}, which should all be above "
+            "0. A gate without a slope is a constant, not a parameter."
         )
+    for dtype in (torch.float32, torch.float64):
+        far = torch.tensor([-1000.0, -100.0, 100.0, 1000.0], dtype=dtype, requires_grad=True)
+        slopes = torch.autograd.grad(answer.open_gates(far).sum(), far)[0]
+        if not slopes.isfinite().all():
+            raise Wrong(
+                f"For raw = {shown(far.detach())} in {dtype} the slopes of your gates are {shown(slopes)}. One that is "
+                "not finite spoils all weights in one step. exp of a large number is infinite: use torch's functions."
+            )
 
 
 apart.needs = never_stuck.needs = [half_open]
 
-LAWS = [one_copies, zero_is_own, biases, head_by_head, half, straight, gradients, half_open, apart, never_stuck]
+LAWS = [
+    one_copies,
+    zero_is_own,
+    biases,
+    head_by_head,
+    half,
+    one_bias,
+    straight,
+    gradients,
+    half_open,
+    apart,
+    never_stuck,
+]
 HINTS = [
     "Reading is linear in the map: a map that is half of one and half of another reads half of what each of them "
     "reads.",

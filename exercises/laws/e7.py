@@ -1,6 +1,7 @@
 """the null key (half a day, 17 points)"""
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -127,10 +128,10 @@ def alone(answer: Answer, draw: Draw) -> None:
 
 def thousands(answer: Answer, draw: Draw) -> None:
     """read_with_null: with logits of 1,000 and -1,000, results are finite and right"""
-    for logits, expected in (([1000.0, 0, 0, 0], 0.0), ([-1000.0] * 4, 1.0)):
+    for logits, null, expected in (([1000.0, 0, 0, 0], 0, 0.0), ([-1000.0] * 4, 0, 1.0), ([-1000.0] * 4, -1000, 0.2)):
         r, v = row(logits, 4, draw.dtype)
-        read, leak = answer.read_with_null(r, v, torch.zeros_like(v[0, :, 0, 0]), allow_infinite=True)
-        case = f"Logits {shown(torch.tensor(logits))}, null 0: you leak {shown(leak[0, 0, 0])}"
+        read, leak = answer.read_with_null(r, v, torch.full_like(v[0, :, 0, 0], null), allow_infinite=True)
+        case = f"Logits {shown(torch.tensor(logits))}, null {null}: you leak {shown(leak[0, 0, 0])}"
         if not (leak.isfinite().all() and read.isfinite().all()):
             raise Wrong(
                 f"{case} and read {shown(read[0, 0, 0, 0])}. exp(1000) is infinite, and inf / inf is nan. Only "
@@ -193,14 +194,7 @@ def slopes(answer: Answer, draw: Draw) -> None:
         return (torch.cat((read, leak[..., None]), -1) * target).sum()
 
     learnt = {"q": r.q, "k": r.k, "bias": r.bias, "v": v, "null": null}
-    try:
-        wrong = false_slope(total, learnt, draw)
-    except RuntimeError:  # Autograd says so if no result depends on an input.
-        raise Wrong(
-            "One of q, k, bias, v and null gets no gradient at all, though each of them affects what is read. Is it "
-            "detached, turned into a plain number, or used under no_grad?"
-        ) from None
-    if wrong:
+    if wrong := false_slope(total, learnt, draw):
         name, slope, expected = wrong
         raise Wrong(
             "If what is read and leaked is multiplied by random numbers and summed, the sum has a slope of "
@@ -234,14 +228,26 @@ def layers(answer: Answer, draw: Draw, null: float) -> tuple[Attention, nn.Modul
     usual, theirs = Attention(small(draw)).to(draw.dtype), made(answer, draw).to(draw.dtype)
     for parameter in usual.parameters():
         parameter.data = draw.numbers(*parameter.shape) / math.sqrt(parameter.shape[-1])
-    theirs.load_state_dict(usual.state_dict() | {"null": torch.full((draw.H,), null)})
+    theirs.load_state_dict(usual.state_dict() | {"null": torch.full((draw.H,), null)}, strict=False)
     return usual, theirs
 
 
-def forward(answer: Answer, layer: nn.Module, x: Tensor, bias: Tensor | None, handed: Handed = NOTHING) -> Attended:
+def forward(
+    answer: Answer,
+    layer: nn.Module,
+    x: Tensor,
+    bias: Tensor | None,
+    handed: Handed = NOTHING,
+    rope: Callable | None = None,
+) -> Attended:
     """Calls the learner's layer on x, with the manners of a function."""
     module = SimpleNamespace(forward=layer, __file__=answer.module.__file__)
-    return Answer(module, FORWARD, answer.seconds).forward(x, None, bias, handed)
+    return Answer(module, FORWARD, answer.seconds).forward(x, rope, bias, handed)
+
+
+def turned(x: Tensor) -> Tensor:
+    """Stands for RoPE: it changes q and k."""
+    return x.roll(1, -1) * torch.linspace(0.5, 2, x.shape[-1]).to(x)
 
 
 def has_null(answer: Answer, draw: Draw) -> None:
@@ -277,11 +283,14 @@ def reads_as_before(answer: Answer, draw: Draw) -> None:
         "q alone": Handed(q=other.q),
         "k alone": Handed(k=other.k),
         "v alone": Handed(v=other.q),
+        "q and k": Handed(q=other.q, k=other.k),
+        "a RoPE and nothing": NOTHING,
     }
     for given, handed in cases.items():
-        expected, found = usual(x, None, bias, handed), forward(answer, theirs, x, bias, handed)
+        rope = turned if "RoPE" in given else None
+        expected, found = usual(x, rope, bias, handed), forward(answer, theirs, x, bias, handed, rope)
         pairs = {"output": (found.output, expected.output), "v": (found.v, expected.v)}
-        pairs["routing.q"] = (found.routing.q, expected.routing.q)
+        pairs |= {f"routing.{part}": (getattr(found.routing, part), getattr(expected.routing, part)) for part in "qk"}
         for name, (one, two) in pairs.items():
             one, two = one.detach(), two.detach()
             if one.shape != two.shape or not close(one, two):
@@ -310,16 +319,17 @@ def reads_nothing(answer: Answer, draw: Draw) -> None:
 
 def learns(answer: Answer, draw: Draw) -> None:
     """NullAttention: null and all weights get gradients"""
-    layer = layers(answer, draw, 0)[1]
     x = draw.numbers(draw.B, draw.N, draw.H * draw.d)
-    output = forward(answer, layer, x, None).output
-    (output * draw.numbers(*output.shape)).sum().backward()
-    still = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.count_nonzero()]
-    if still:
-        raise Wrong(
-            f"After a backward pass {', '.join(still)} had no gradient, so training would not change it. Was it "
-            "detached, read as .data, or copied into a new tensor?"
-        )
+    for given, handed in (("nothing", NOTHING), ("a routing", Handed(routing=draw.routing()))):
+        layer = layers(answer, draw, 0)[1]
+        output = forward(answer, layer, x, None, handed).output
+        (output * draw.numbers(*output.shape)).sum().backward()
+        still = [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.count_nonzero()]
+        if still:
+            raise Wrong(
+                f"The layer was handed {given}, and after a backward pass {', '.join(still)} had no gradient, so "
+                "training would not change it. Was it detached, read as .data, or copied into a new tensor?"
+            )
 
 
 reads_as_before.needs = [has_null, shut, open_wide]

@@ -15,6 +15,7 @@ from teachers import find_teacher
 DRAWS = 4  # There are few draws, because each builds whole models.
 RETURNS = {"score": lambda teacher, images, labels: 0.0}
 IMAGES = 48  # A law asks for a score on this many images.
+OTHER = ViTConfig(img_size=32, patch_size=16, dim=32, depth=2, heads=4, registers=2)  # It has no head.
 CONFIG = ViTConfig(img_size=32, patch_size=8, dim=32, depth=1, heads=2, num_classes=8)
 
 
@@ -112,6 +113,7 @@ def repeats(answer: Answer, draw: Draw) -> None:
     if draw.level:
         return
     images, labels, _, _, _, right, blind = scene(answer, draw)
+    answer.score(ViT(OTHER).to(draw.dtype).eval(), images[:12], labels[:12])  # It must work for other sizes, too.
     teacher = ViT(find_teacher("deit_nano").config).to(draw.dtype).eval()
     first = answer.score(teacher, images[:12], labels[:12])
     torch.manual_seed(draw.integer(0, 1000))

@@ -1,4 +1,4 @@
-# says: gets no gradient at all
+# says: but the gradient of null gives 0
 # null becomes a plain tensor of numbers first.
 
 import torch

@@ -1,0 +1,18 @@
+# says: a bias, as BEiT has
+# A bias counts only where both have one.
+from torch import Tensor
+
+from model import Routing, attend
+
+
+def gated_read(theirs: Routing, own: Routing, v: Tensor, gate: Tensor) -> Tensor:
+    if theirs.bias is None or own.bias is None:
+        theirs, own = theirs._replace(bias=None), own._replace(bias=None)
+    theirs = Routing(*(part if part is None else part.detach() for part in theirs))
+    gate = gate[:, None, None]  # (H, 1, 1). A gate is for all tokens and features of a head.
+    # Reading is linear in the map, so mixing what is read mixes the maps, and attend holds no map.
+    return gate * attend(theirs, v) + (1 - gate) * attend(own, v)
+
+
+def open_gates(raw: Tensor) -> Tensor:
+    return raw.sigmoid()
