@@ -113,9 +113,9 @@ def watched(answer: ModuleType, args: Namespace) -> ModuleType:
     args.trained, args.calls = [], []
 
     def noting(name: str, function: Callable) -> Callable:
-        def call(*given: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
             args.calls.append(name)
-            return function(*given)
+            return function(*given, **named)
 
         return call
 

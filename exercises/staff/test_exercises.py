@@ -340,6 +340,11 @@ def test_runs_in_which_the_function_is_not_called_do_not_count(small_runs, tmp_p
     assert not list(Path("runs").rglob("config.json"))
 
 
+def test_a_watched_function_may_be_called_by_its_parameters_names():
+    args, module = SimpleNamespace(exercise=4), SimpleNamespace(windowed=lambda r, config, radius: (r, radius))
+    assert run.watched(module, args).windowed(1, config=2, radius=3) == (1, 3) and args.calls == ["windowed"]
+
+
 TROUBLE = {
     "def other(): pass": "there is no function windowed in the file",
     "def windowed(r, config, radius): return r + 'x'": "does not work yet .*python exercises/check.py 4",
