@@ -51,7 +51,10 @@ def train_grid(args: Namespace, trial: Trial) -> list[Path]:
         folders.append(folder)
         # If the answer has changed, the run starts over. If the prediction has changed, the run keeps the first one.
         has_run = (folder / "config.json").is_file()
-        is_old = has_run and runs.read_json(folder / "config.json", {"exercise"})["exercise"]["answer"] != args.answer
+        is_old = (
+            has_run
+            and runs.read_json(folder / "config.json", {"exercise"})["exercise"]["answer"] != args.record["answer"]
+        )
         if "--fresh" in trial.words or is_old:
             runs.clear(folder, processes)
         images, its_teacher = train.build_data(settings), None
@@ -108,21 +111,24 @@ def parse_arguments(words: list[str] | None = None) -> Namespace:
     return args
 
 
-def watched(answer: ModuleType, args: Namespace) -> ModuleType:
-    """Notes in `args.calls` which of the exercise's functions are called. Raises `Wrong` if one is missing."""
-    args.trained, args.calls = [], []
+def watched(answer: ModuleType, laws: ModuleType, calls: list[str]) -> ModuleType:
+    """Makes each function and class that an exercise asks for note its calls. Raises `Wrong` if one is missing."""
 
     def noting(name: str, function: Callable) -> Callable:
         def call(*given: Any, **named: Any) -> Any:
-            args.calls.append(name)
+            calls.append(name)
             return function(*given, **named)
 
         return call
 
-    for name in import_module(f"laws.e{args.exercise}").RETURNS:
-        if not callable(getattr(answer, name, None)):
-            raise Wrong(f"there is no function {name} in the file")
-        setattr(answer, name, noting(name, getattr(answer, name)))
+    for name in [*laws.RETURNS, *getattr(laws, "LAYER", [])]:
+        found = getattr(answer, name, None)
+        if not callable(found):
+            raise Wrong(f"there is no {name} in the file")
+        if isinstance(found, type):
+            found.__init__ = noting(name, found.__init__)
+        else:
+            setattr(answer, name, noting(name, found))
     return answer
 
 
@@ -136,21 +142,24 @@ def main(words: list[str] | None = None) -> None:
         raise UserError(f"{page} has no prediction yet; write down what you expect, and why, before you look")
     code = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     sealed = prediction_hash(prediction)
-    args.answer = code
     args.record = {"number": int(args.exercise), "arguments": args.words, "prediction": sealed, "answer": code}
+    args.trained, calls, calls_in_training = [], [], 0
     try:
-        for step in args.experiment.run(args, watched(load(path), args)):
+        answer = watched(load(path), import_module(f"laws.e{args.exercise}"), calls)
+        for step in args.experiment.run(args, answer):
             if isinstance(step, Finding):
                 note(args, step)
-            else:
-                args.folders = train_grid(args, step)  # The experiment may look at them next.
+                continue
+            before = len(calls)
+            args.folders = train_grid(args, step)  # The experiment may look at them next.
+            calls_in_training += len(calls) - before
     except Exception as error:
         is_the_answers = any(frame.filename == str(path) for frame in traceback.extract_tb(error.__traceback__))
         if isinstance(error, UserError) or not (is_the_answers or isinstance(error, Wrong)):
             raise
         advice = f"python exercises/check.py {args.exercise} shows what is wrong"
         raise UserError(f"{path} does not work yet ({' '.join(str(error).split())[:200]}); {advice}") from error
-    if args.trained and not args.calls:  # They are ordinary runs, and do not count.
+    if args.trained and not calls_in_training:  # They are ordinary runs, and do not count.
         for folder in args.trained:
             runs.clear(folder, Processes("cpu"))
         raise UserError("your function was never called: with these words, train.py trains the same without it")

@@ -42,7 +42,7 @@ def run(args: Namespace, answer: ModuleType) -> Iterator[Trial | Finding]:
             read = answer.gated_read(handed.routing, own, v, answer.open_gates(20 * self.raw_gate))
             return Attended(own, v, self.proj(self.norm(read.transpose(1, 2).reshape(x.shape))))
 
-    words = [*args.train, "--mode", "transfer", "--method", "copy"]
+    words = ["--mode", "transfer", "--method", "copy", *args.train]
     yield Trial("gates", words, build_student=built_with(GatedAttention))
     tensors = [evaluation.load_file(folder / "student.safetensors") for folder in args.folders]
     for number, name in enumerate(sorted(name for name in tensors[0] if name.endswith("raw_gate"))):

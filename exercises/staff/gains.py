@@ -21,7 +21,7 @@ from teachers import load_teacher  # noqa: E402
 
 def main() -> None:
     record = {"number": 8, "arguments": sys.argv[1:], "prediction": "", "answer": ""}
-    args = Namespace(out=Path("runs/exercises/e8"), record=record)
+    args = Namespace(out=Path("runs/exercises/e8"), record=record, trained=[])
     gains = {}  # This is top-1 by name.
     for name, worse in all_degraded(load_teacher("deit_nano")).items():
         words = ["--mode", "transfer", "--method", "copy", *sys.argv[1:]]

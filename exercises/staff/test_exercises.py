@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 STAFF = Path(__file__).resolve().parent
 EXERCISES, ROOT = STAFF.parent, STAFF.parent.parent
-sys.path[:0] = [str(ROOT), str(EXERCISES)]
+sys.path[:0] = [str(ROOT), str(EXERCISES), str(STAFF)]
 
 import check  # noqa: E402
 import run  # noqa: E402
@@ -331,22 +331,47 @@ def test_headings_are_found_as_people_write_them_and_nothing_else_is_one(tmp_pat
     }
 
 
-def test_runs_in_which_the_function_is_not_called_do_not_count(small_runs, tmp_path):
-    shutil.copy(KNOWN[4].stub, tmp_path)
-    hand_in(tmp_path, 4, "")
-    words = ["4", "--radius", "1", "--answers", str(tmp_path), "--", "--mode", "baseline", *SMALL]
+UNCALLED = ["2 -- --mode transfer --method copy", "4 --radius 1 -- --mode baseline", "6 -- --mode baseline"]
+
+
+@pytest.mark.parametrize("words", UNCALLED)
+def test_runs_in_which_the_function_is_not_called_do_not_count(words, small_runs, tmp_path):
+    number, rest = int(words[0]), words[1:].split()
+    shutil.copy(solution(number), tmp_path)
+    hand_in(tmp_path, number, "")
+    words = [words[0], "--answers", str(tmp_path), *rest, *SMALL]
     with pytest.raises(UserError, match="your function was never called"):
         run.main(words)
     assert not list(Path("runs").rglob("config.json"))
 
 
 def test_a_watched_function_may_be_called_by_its_parameters_names():
-    args, module = SimpleNamespace(exercise=4), SimpleNamespace(windowed=lambda r, config, radius: (r, radius))
-    assert run.watched(module, args).windowed(1, config=2, radius=3) == (1, 3) and args.calls == ["windowed"]
+    calls, module = [], SimpleNamespace(windowed=lambda r, config, radius: (r, radius))
+    assert run.watched(module, KNOWN[4].laws, calls).windowed(1, config=2, radius=3) == (1, 3)
+    assert calls == ["windowed"]
+
+
+def test_a_layer_that_reads_without_the_function_is_called_too(small_runs, tmp_path):
+    source = solution(7).read_text().replace("def read_with_null", "def reading").replace("read_with_null", "reading")
+    (tmp_path / "e7.py").write_text(source + "\n\ndef read_with_null(r, v, null):\n    return reading(r, v, null)\n")
+    hand_in(tmp_path, 7, "")
+    run.main(words_for(7, tmp_path))
+    assert len(list(Path("runs/exercises/e7").rglob("result.json"))) == 6
+
+
+def test_the_gains_of_exercise_8_are_measured(small_runs, tmp_path, monkeypatch):
+    import gains
+
+    monkeypatch.setattr(gains, "EXERCISES", tmp_path)
+    monkeypatch.setattr(gains, "load_teacher", run.train.build_teacher)
+    monkeypatch.setattr(gains, "all_degraded", lambda teacher: {"flat 0": teacher})
+    monkeypatch.setattr(sys, "argv", ["gains.py", *SMALL])
+    gains.main()
+    assert json.loads((tmp_path / "gains.json").read_text())["flat 0"] >= 0
 
 
 TROUBLE = {
-    "def other(): pass": "there is no function windowed in the file",
+    "def other(): pass": "there is no windowed in the file",
     "def windowed(r, config, radius): return r + 'x'": "does not work yet .*python exercises/check.py 4",
     "def windowed(r, config, radius): raise NotImplementedError": "does not work yet",
 }
