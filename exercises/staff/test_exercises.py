@@ -743,6 +743,30 @@ REPORTS = {  # These are expressions of Python.
 }
 
 
+def test_what_marking_cannot_read_costs_that_exercise_alone(tmp_path):
+    def failing(exercise, path, seed):
+        raise RecursionError
+
+    points, remark = check.mark(tmp_path, KNOWN[1], "1", failing)
+    assert points == 0 and remark == "e1: could not be marked; look at it yourself (RecursionError)"
+    (tmp_path / "e1.py").write_text("#" * 200_000)
+    assert examine(KNOWN[1], tmp_path / "e1.py", 0).mistake == "The file has more than 100,000 bytes."
+    assert len(check.plain("x" * 5000)) == 1000 and check.plain("=1\n") == "'=1?"
+
+
+def test_the_sample_submission_gets_all_points():
+    assert check.mark(STAFF / "sample" / "Ada", KNOWN[4], "2026", examine) == (10.0, "")
+    assert len(KNOWN[4].laws.LAWS) == 10, "marks.md names this number"
+
+
+def test_the_teachers_accuracy_is_no_figure_of_ones_own(tmp_path):
+    note_runs(tmp_path, 1)
+    for path in tmp_path.rglob("result.json"):
+        path.write_text(json.dumps({"top1": 95.123, "teacher_top1": 99.88}))
+    hand_in(tmp_path, 1, "99.88, 1.1 and 2.2")
+    assert check.missing_parts(tmp_path / "e1.md", tmp_path, 1) == ["figures from its runs"]
+
+
 def test_no_submission_stops_the_class(tmp_path, capsys):
     """Each does harm in its own way, but the honest one, the last of the class, gets all points."""
     people = tmp_path / "class"
